@@ -113,8 +113,6 @@ class DomainConfig:
     max_maptrack_frames: int | None = attrs.field(default=None, validator=_INT32)
     max_grant_version: int | None = attrs.field(default=None, validator=_INT32)
     nomigrate: bool | None = None
-    localtime: bool | None = None
-    rtc_timeoffset: int = attrs.field(default=0, validator=_within(-(1 << 31), (1 << 31) - 1))
 
     @maxmem_kb.default
     def _maxmem_default(self) -> int:
@@ -168,9 +166,7 @@ class DomainConfig:
             "max_memkb": self.maxmem_kb,
             "target_memkb": self.memory_kb,
             "video_memkb": 0 if running else None,
-            "rtc_timeoffset": self.rtc_timeoffset or None,
-            "localtime": _defbool(self.localtime),
-            "disable_migrate": _defbool(self.nomigrate),
+            "disable_migrate": None if self.nomigrate is None else str(self.nomigrate),
             "max_grant_frames": self.max_grant_frames,
             "max_maptrack_frames": self.max_maptrack_frames,
             "max_grant_version": self.max_grant_version,
@@ -193,10 +189,6 @@ class DomainConfig:
             if action is not ShutdownAction.DESTROY:
                 config[event] = action.libxl_name
         return config
-
-
-def _defbool(value: bool | None) -> str | None:
-    return None if value is None else str(value)
 
 
 def _checked(key: str, annotation: str, value: object) -> Any:
