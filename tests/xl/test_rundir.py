@@ -45,7 +45,7 @@ def test_a_link_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunDirError, match=r"file: .*; set XENPY_RUNDIR"):
+    with pytest.raises(RunDirError, match=r"below: .*; set XENPY_RUNDIR"):
         run_directory({"XENPY_RUNDIR": str(tmp_path / "file" / "below")})
 
 
