@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//
+// Doorbells: which event channel ports want attention, told from one process to another through a shared page.
+//
+// Two parties that run truly at the same time change these words, so every access here is a C atomic with full
+// ordering; Python's loads and stores promise nothing. A doorbell is one summary word (bit n: words[n] may be
+// non-zero) and 64 words of 64 ports. The order is what keeps a notification from being lost:
+//
+//   ring:  data, then the port's bit, then the summary bit, then (in Python) the eventfd
+//   take:  the eventfd is emptied first (in Python), then the summary is taken, then the words it names
+//
+// Whoever finds the port's bit already set may go home: the one who set it has still to raise the summary and the
+// eventfd, or has done so and the taker has not come yet. tests/models/kick.pml is this protocol as a model.
+
+#include <stdint.h>
+
+#define BELL_WORDS 64
+#define BELL_PORTS (BELL_WORDS * 64)
+
+struct bell {
+    uint64_t summary;
+    uint64_t words[BELL_WORDS];
+};
+
+// Mark a port. 1: the caller must now write the eventfd; 0: somebody else's mark is still to be taken.
+int xenpy_bell_ring(struct bell *bell, uint32_t port)
+{
+    if (port >= BELL_PORTS)
+        return 0;
+    uint64_t bit = UINT64_C(1) << (port % 64);
+    if (__atomic_fetch_or(&bell->words[port / 64], bit, __ATOMIC_SEQ_CST) & bit)
+        return 0;
+    __atomic_fetch_or(&bell->summary, UINT64_C(1) << (port / 64), __ATOMIC_SEQ_CST);
+    return 1;
+}
+
+// Take every mark; `ports` has room for all BELL_PORTS. The number taken.
+int xenpy_bell_take(struct bell *bell, uint32_t *ports)
+{
+    int count = 0;
+    uint64_t summary = __atomic_exchange_n(&bell->summary, 0, __ATOMIC_SEQ_CST);
+    while (summary) {
+        uint32_t word = (uint32_t)__builtin_ctzll(summary);
+        summary &= summary - 1;
+        uint64_t bits = __atomic_exchange_n(&bell->words[word], 0, __ATOMIC_SEQ_CST);
+        while (bits) {
+            ports[count++] = word * 64 + (uint32_t)__builtin_ctzll(bits);
+            bits &= bits - 1;
+        }
+    }
+    return count;
+}
+
+// Is there anything to take?
+int xenpy_bell_waiting(const struct bell *bell)
+{
+    return __atomic_load_n(&bell->summary, __ATOMIC_SEQ_CST) != 0;
+}
+
+// Between a ring's data and its index, for hosts whose memory model needs it.
+void xenpy_fence(void)
+{
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
