@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# Everything happens in the virtual environment .venv of this directory. No C compiler and no Python headers are needed:
+# the C parts are compiled by the ziglang wheel.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help demo test lint bench soak native clean
+
+help:
+	@echo "make demo    boot Debian's stock kernel as a PV guest; ends at its shell prompt (Ctrl-] leaves the console)"
+	@echo "make test    lint, type check and all tests"
+	@echo "make lint    ruff and mypy only"
+	@echo "make bench   boot time, next to QEMU's (installs qemu-system-x86 where it is missing)"
+	@echo "make soak    boots, stress and power-offs in a row"
+	@echo "make native  compile what changed of the C parts"
+	@echo "make clean   remove all that make made here"
+
+# An interrupted installation leaves no stamp and is done again.
+$(INSTALLED): pyproject.toml setup.py
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	    { echo "$(PYTHON) -m venv failed: on Debian, install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+native: $(INSTALLED)
+	@$(BIN)/python native_build.py
+
+demo: native
+	$(BIN)/xen-py image fetch debian
+	$(BIN)/xl create -c examples/debian.cfg
+
+lint: native
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -q
+
+bench: native
+	$(BIN)/python benchmarks/boot.py
+
+soak: native
+	$(BIN)/python benchmarks/soak.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info domU/native/build xen_py/engine/native/libxenpy.so
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
