@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The store inside a trio program: the host process serves sockets, guests' pages and itself from one store.
+
+Everything runs in the trio thread. A guest's doorbell is `RingConnection.on_event`; the toolstack and the
+backends use `client()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from xenstore.local import LocalClient
+from xenstore.ring import CONNECTION, RECONNECT, RingConnection
+from xenstore.server import Server
+from xenstore.socket_server import SocketServer
+from xenstore.types import DOM0, DomId
+
+Store = Server
+"""What a Daemon serves."""
+
+
+class Daemon:
+    """One store served inside a trio nursery."""
+
+    def __init__(self, store: Store | None = None) -> None:
+        self.store = store if store is not None else Server()
+        self._rings: dict[DomId, RingConnection] = {}
+        self.store.domains.on_release = lambda domid: self.release(domid)
+
+    async def serve_unix(self, path: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve privileged clients (root and our own user, with dom0's rights) at `path` until cancelled."""
+        sockets = SocketServer(self.store)
+        try:
+            sockets.listen(path)
+            task_status.started()
+            await sockets.serve()
+        finally:
+            sockets.close()
+
+    def client(self) -> LocalClient:
+        """A client in this process with dom0's rights."""
+        return LocalClient(self.store)
+
+    # -- domains
+
+    def introduce(self, domid: int, page: memoryview, notify: Callable[[], None]) -> RingConnection:
+        """Serve this domain through its page from now on, and announce it (@introduceDomain).
+
+        `page`: 4096 writable bytes shared with the guest; `notify`: ring the guest's doorbell. A domain that is
+        introduced again, with the same or another page, starts with a fresh connection.
+        """
+        key = DomId(domid)
+        if key == DOM0:
+            raise ValueError("dom0 is not introduced: it uses client() or the socket")
+        domains = self.store.domains
+        old = self._rings.pop(key, None)
+        if old is not None:
+            old.close()
+        waiting = page.cast("B")[2048:2080].cast("I")[CONNECTION] == RECONNECT
+        ring = RingConnection(self.store, key, page, notify, _later, domains.get(key).features)
+        self._rings[key] = ring
+        domains.introduced(key, ring.connection)
+        if waiting:
+            notify()
+        self.store.settle()
+        return ring
+
+    def release(self, domid: int) -> None:
+        """The domain is gone: its connection, watches, transactions, nodes and rights go too (@releaseDomain)."""
+        ring = self._rings.pop(DomId(domid), None)
+        if ring is not None:
+            ring.close()
+        self.store.domains.gone(DomId(domid))
+        self.store.settle()
+
+    def domain_shutdown(self, domid: int) -> None:
+        """The domain has stopped but still exists (@releaseDomain, once until RESUME)."""
+        self.store.domains.shut_down(DomId(domid))
+        self.store.settle()
+
+    def statistics(self) -> dict[str, Any]:
+        return self.store.statistics()
+
+
+def _later(function: Callable[[], None], delay: float) -> None:
+    """Call `function` in the trio thread after `delay` seconds."""
+
+    async def wait() -> None:
+        await trio.sleep(delay)
+        function()
+
+    trio.lowlevel.spawn_system_task(wait)

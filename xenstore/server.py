@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The store as a machine without I/O: bytes of requests in, bytes of replies and events out.
+
+A transport calls `connect`, then `receive` with what it has read and `settle` when it has done so; `settle`
+hands the changes to the journal and then calls `flush` of every connection that has something to send, its
+own included. Inside, requests fail by raising; `_serve` is the one place where that becomes an ERROR reply.
+
+One task owns all of this; nothing here blocks. Source: docs/misc/xenstore.txt.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from xenstore.connection import Connection
+from xenstore.control import Control
+from xenstore.domains import Domains
+from xenstore.errors import NotFound, NotImplementedByStore, ProtocolError, TooBig, XenstoreError
+from xenstore.fairness import Fairness
+from xenstore.journal import Journal
+from xenstore.quota import Accounts
+from xenstore.requests import Handler, NodeRequests, View
+from xenstore.tree import Tree
+from xenstore.types import DomId, TxId
+from xenstore.watches import Watches
+from xenstore.wire import HEADER, PAYLOAD_MAX, TYPE_COUNT, MsgType
+
+log = logging.getLogger("xenstore")
+
+SOCKET_ROOM: Final = 65536
+"""Bytes of replies made for a socket before they must be sent."""
+
+_NO_TRANSACTION: Final = frozenset({MsgType.WATCH, MsgType.UNWATCH})
+"""Requests in which the transaction id is ignored."""
+_ERROR: Final = int(MsgType.ERROR)
+
+
+class Server:
+    """The whole store: tree, watches, domains, quotas and the connections to it."""
+
+    def __init__(
+        self,
+        *,
+        warn: Callable[[str], None] = log.warning,
+        clock: Callable[[], float] = time.monotonic,
+        journal: Journal | None = None,
+    ) -> None:
+        self.clock: Final = clock
+        self.warn: Final = warn
+        self.accounts: Final = Accounts(warn, clock)
+        self.tree: Final = Tree(self.accounts)
+        self.watches: Final = Watches(self.tree)
+        self.fairness: Final = Fairness(clock)
+        self.connections: dict[int, Connection] = {}
+        self.dirty: list[Connection] = []
+        """Connections that have something to send."""
+        self.after: list[tuple[Connection, bytes, bytes]] = []
+        """Events (path, token) to be sent behind the reply to the request that is being served."""
+        self.requests = 0
+        self.domains: Final = Domains(self)
+        self.control: Final = Control(self)
+        self.journal: Journal | None = None
+        self._numbers = 0
+        handlers = NodeRequests(self).handlers() | self.domains.handlers() | self.control.handlers()
+        table: dict[int, Handler] = {int(kind): handler for kind, handler in handlers.items()}
+        self._handlers: Final = [table.get(kind, _unknown) for kind in range(TYPE_COUNT)]
+        if journal is not None:
+            self.use_journal(journal)
+
+    def use_journal(self, journal: Journal) -> None:
+        """From now on every change is written there before its reply is sent."""
+        self.journal = journal
+        self.tree.trail = []
+
+    # -- connections
+
+    def connect(self, domid: DomId, flush: Callable[[], None], room: int = SOCKET_ROOM) -> Connection:
+        self._numbers += 1
+        connection = Connection(self._numbers, domid, self.accounts.of(domid), self.dirty, flush, room)
+        self.connections[connection.id] = connection
+        return connection
+
+    def reset(self, connection: Connection) -> None:
+        """Drop the watches and transactions of a connection."""
+        for watch in connection.watches.values():
+            self.watches.discard(watch)
+            connection.account.memory -= len(watch.path) + len(watch.token)
+        connection.account.watches -= len(connection.watches)
+        connection.watches.clear()
+        for transaction in connection.transactions.values():
+            transaction.close()
+        connection.account.transactions -= len(connection.transactions)
+        connection.transactions.clear()
+
+    def disconnect(self, connection: Connection) -> None:
+        """The client is gone."""
+        if self.connections.pop(connection.id, None) is not None:
+            self.reset(connection)
+            connection.forget_output()
+
+    # -- requests
+
+    def receive(self, connection: Connection, data: bytes) -> None:
+        """Serve the requests in `data`, as far as there is room for the replies.
+
+        Raises ProtocolError when the framing is broken; what came before it has been served.
+        """
+        if connection.rest:
+            data = connection.rest + data
+            connection.rest = b""
+        unpack, pack, tree, out = HEADER.unpack_from, HEADER.pack, self.tree, connection.out
+        at, end, room = 0, len(data), connection.room
+        connection.more = False
+        first = len(out)
+        while end - at >= 16:
+            kind, req_id, tx_id, length = unpack(data, at)
+            if length > PAYLOAD_MAX:
+                raise ProtocolError(f"a request of {length} bytes; the protocol allows {PAYLOAD_MAX}")
+            body = at + 16
+            stop = body + length
+            if stop > end:
+                break
+            if room <= 0 or connection.stalled:
+                connection.more = True
+                break
+            at = stop
+            if tx_id:
+                kind, reply = self._serve_in_transaction(connection, kind, TxId(tx_id), data[body:stop])
+            else:
+                kind, reply = self._serve(connection, tree, kind, data[body:stop])
+            out.append(pack(kind, req_id, tx_id, len(reply)) + reply)
+            room -= 16 + len(reply)
+            if self.after:
+                self._send_after()
+        if at < end:
+            connection.rest = data[at:] if at else data
+        if out and not first:
+            self.dirty.append(connection)
+
+    def _serve(self, connection: Connection, view: View, kind: int, payload: bytes) -> tuple[int, bytes]:
+        """One request; the only place where exceptions become ERROR replies."""
+        self.requests += 1
+        try:
+            reply = (self._handlers[kind] if kind < TYPE_COUNT else _unknown)(connection, view, payload)
+            if len(reply) > PAYLOAD_MAX:
+                raise TooBig(f"the reply has {len(reply)} bytes, more than a message can carry")
+            return kind, reply
+        except XenstoreError as error:
+            return _ERROR, error.error.encode() + b"\0"
+        except Exception:
+            log.exception("bug: request %d of domain %d failed inside; please report it", kind, connection.domid)
+            return _ERROR, b"EIO\0"
+
+    def _serve_in_transaction(self, connection: Connection, kind: int, txid: TxId, payload: bytes) -> tuple[int, bytes]:
+        view: View | None = self.tree if kind in _NO_TRANSACTION else connection.transactions.get(txid)
+        if view is None:
+            return _ERROR, b"ENOENT\0"
+        return self._serve(connection, view, kind, payload)
+
+    def call(self, connection: Connection, kind: MsgType, payload: bytes, txid: TxId = TxId(0)) -> bytes:  # noqa: B008
+        """One request of a client in this process: gives the reply, or raises."""
+        view: View = self.tree
+        if txid and kind not in _NO_TRANSACTION:
+            if txid not in connection.transactions:
+                raise NotFound("no such transaction")
+            view = connection.transactions[txid]
+        self.requests += 1
+        try:
+            return self._handlers[kind](connection, view, payload)
+        finally:
+            if self.after:
+                self._send_after()
+            self.settle()
+
+    def _send_after(self) -> None:
+        for connection, path, token in self.after:
+            connection.send_event(path, token)
+        self.after.clear()
+
+    def settle(self) -> None:
+        """Everything received has been served: write the journal, then let everyone send."""
+        if self.tree.trail:
+            assert self.journal is not None
+            self.journal.append(self.tree.trail)
+            self.tree.trail.clear()
+        dirty = self.dirty
+        while dirty:
+            dirty.pop().flush()
+
+    def blame(self, culprit: DomId, victim: DomId) -> None:
+        """`culprit` made a transaction of `victim` fail."""
+        until = self.fairness.blame(culprit, victim)
+        if until:
+            for connection in self.connections.values():
+                if connection.domid == culprit:
+                    connection.held_until = max(connection.held_until, until)
+
+    def statistics(self) -> dict[str, Any]:
+        """What the store holds and who uses how much of it; plain data."""
+        return {
+            "nodes": len(self.tree.nodes),
+            "watches": len(self.watches),
+            "transactions": sum(len(connection.transactions) for connection in self.connections.values()),
+            "connections": len(self.connections),
+            "requests": self.requests,
+            "domains": {domid: self.domains.usage(domid) for domid in sorted(self.accounts.by_domain)},
+        }
+
+
+def _unknown(connection: Connection, view: View, payload: bytes) -> bytes:
+    raise NotImplementedByStore("unknown request")
