@@ -25,9 +25,7 @@ def payload(data: bytes, name: str) -> memoryview:
         raise BuildError(f"{name}: bzImage of {len(data)} bytes is cut off in its header")
     (version,) = struct.unpack_from("<H", data, 0x206)
     if version < _MIN_VERSION:
-        raise BuildError(
-            f"{name}: boot protocol {version >> 8}.{version & 0xFF:02} is too old (2.08 is needed)"
-        )
+        raise BuildError(f"{name}: boot protocol {version >> 8}.{version & 0xFF:02} is too old (2.08 is needed)")
     setup_sectors = data[0x1F1] or 4
     offset, length = struct.unpack_from("<II", data, 0x248)
     start = (setup_sectors + 1) * 512 + offset

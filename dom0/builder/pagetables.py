@@ -55,9 +55,7 @@ def write(layout: Layout, code: tuple[tuple[int, int], ...], memory: GuestMemory
 _EMPTY = array("Q", bytes(PAGE_SIZE))
 
 
-def _leaves(
-    mapping: Mapping, mfn_base: int, code: tuple[tuple[int, int], ...], runs: list[TableRun]
-) -> memoryview:
+def _leaves(mapping: Mapping, mfn_base: int, code: tuple[tuple[int, int], ...], runs: list[TableRun]) -> memoryview:
     """The L1 entries of a mapping, first page first."""
     leaves = array("Q")
     page = mapping.pfn

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`xen-py image ...`: the command line of this package. The `xen-py` command mounts it.
+
+xen-py image fetch debian [--suite SUITE] [--update]
+xen-py image initramfs OUTPUT [--busybox FILE] [--file GUEST-PATH=FILE ...] [--run LINE ...]
+xen-py image vmlinux KERNEL OUTPUT
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from dom0.builder.compression import Progress as ProgressCall
+from dom0.builder.errors import BuildError
+from dom0.image import fetch, initramfs, vmlinux
+from dom0.image.errors import ImageError
+from dom0.image.paths import images_dir
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `image` to the subcommands of `xen-py`; its arguments then go to `run`."""
+    image = subparsers.add_parser("image", help="get and make images to boot")
+    commands = image.add_subparsers(dest="image_command", required=True)
+    command = commands.add_parser("fetch", help="get a distribution's kernel, and a busybox initramfs for it")
+    command.add_argument("distribution", choices=sorted(fetch.FETCHERS))
+    command.add_argument("--suite", help="release to take it from, instead of this machine's (bookworm, trixie, ...)")
+    command.add_argument("--update", action="store_true", help="look for a newer kernel even if there is one already")
+    command = commands.add_parser("initramfs", help="make an initramfs out of a static busybox")
+    command.add_argument("output", type=Path)
+    command.add_argument("--busybox", help="static busybox to use (default: the one fetched with debian)")
+    command.add_argument("--file", action="append", default=[], metavar="GUEST-PATH=FILE", help="add a file")
+    command.add_argument("--run", action="append", default=[], metavar="LINE", help="shell line that /init runs")
+    command = commands.add_parser("vmlinux", help="write the unpacked ELF file of a kernel")
+    command.add_argument("kernel", type=Path)
+    command.add_argument("output", type=Path)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the arguments say; gives the exit code."""
+    try:
+        match args.image_command:
+            case "fetch":
+                with _progress() as progress:
+                    directory = fetch.FETCHERS[args.distribution](progress, args.suite, update=args.update)
+                for name in fetch.FILES:
+                    print(directory / name)
+            case "initramfs":
+                busybox = args.busybox or str(images_dir() / "debian" / "busybox")
+                files = dict(_file(argument) for argument in args.file)
+                args.output.write_bytes(initramfs.build(busybox, files=files, init_lines=args.run))
+            case "vmlinux":
+                with _progress() as progress:
+                    vmlinux.extract(args.kernel, args.output, progress)
+    except (ImageError, BuildError) as error:
+        print(f"xen-py image: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"xen-py image: {error.filename or args.output}: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _file(argument: str) -> tuple[str, tuple[bytes, int]]:
+    """`GUEST-PATH=FILE`: contents and permissions of FILE for that path."""
+    guest_path, separator, name = argument.partition("=")
+    if not separator or not name:
+        raise ImageError(f"--file {argument}: it takes GUEST-PATH=FILE")
+    path = Path(name)
+    return guest_path, (path.read_bytes(), path.stat().st_mode & 0o777)
+
+
+@contextmanager
+def _progress() -> Iterator[ProgressCall]:
+    """A progress bar on a terminal, nothing elsewhere."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda what, done, total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        tasks = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=None)
+            bar.update(tasks[what], completed=done, total=total or None)
+
+        yield show
