@@ -71,6 +71,7 @@ _TOKEN = re.compile(
       | (?P<stray>[^\n])""",
     re.VERBOSE,
 )
+_MARKS = {",": "','", "[": "'['", "]": "']'", "=": "'='", ";": "';'", "+=": "+="}
 _REST_OF_WORD = re.compile(r"[^ \t\n]*")
 _ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{1,2})|([0-7]{1,3})|(.))")
 _LETTERS = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", '"': '"', "'": "'", "\\": "\\"}
@@ -154,8 +155,7 @@ class _Parser:
             elif kind == "STRING":
                 yield _Token(kind, self._checked_string(word, line), line)
             elif kind != "blank":
-                yield _Token(f"'{word}'" if kind == "mark" and word != "+=" else word if kind == "mark" else kind,
-                             word, line)
+                yield _Token(_MARKS.get(word, kind), word, line)
                 line += kind == "NEWLINE"
         while True:
             yield _Token("$end", "", max(1, line - 1))

@@ -23,7 +23,7 @@ def values(text: str) -> dict[str, Value]:
         ("a=1;b=0x1F", None),
         ("a=1;b=0x1f;\n c = 'x' # why\n", {"a": "1", "b": "0x1f", "c": "x"}),
         ("a.b_c9=007\n", {"a.b_c9": "007"}),
-        ("a='it \"is\"'\nb=\"it's\"", {"a": 'it "is"', "b": "it's"}),
+        ('a=\'it "is"\'\nb="it\'s"', {"a": 'it "is"', "b": "it's"}),
         (r"a='\'\\\n\t\x41\101'", {"a": "'\\\n\tAA"}),
         ("a='#;[]='", {"a": "#;[]="}),
         ("a=[]", {"a": []}),

@@ -1,0 +1,523 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What libxl and the xl daemon do: create domains, watch over them, act on their ends, take them apart.
+
+A domain is listed from the moment it has an id, so its name is taken at once; a create that fails, at whatever point,
+takes apart what there is. Ids count up and are not used twice before the numbers run out, so that nobody who remembers
+one hits another domain.
+
+Owner: the trio thread. Store operations are in `storetree`; the machine's parts come from `dom0.host.machine`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid as uuidlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+
+from dom0.backend.console import Console, ConsoleLog, open_listener
+from dom0.builder.build import BuildError, Built, build, load_kernel, load_ramdisk
+from dom0.host.spawn import SpawnError, Spawner
+from dom0.host.switchboard import Switchboard
+from dom0.host.vm import Vm, VmStuck
+from dom0.toolstack import hostinfo, storetree
+from dom0.toolstack.config import ConfigError, DomainConfig, ShutdownAction, check_name
+from dom0.toolstack.dmesg import MessageBuffer
+from dom0.toolstack.domain import GuestDomain, ToolstackError
+from xen_py.abi.xen import ShutdownReason
+from xen_py.io.console import ConsoleRing
+from xen_py.memory import GuestMemory, MemoryGeometry
+from xen_py.spec import DomainSpec
+from xen_py.types import DomId, Mfn, Port
+from xenstore.daemon import Daemon
+from xenstore.errors import NotFound, XenstoreError
+
+EXIT_FAILED = 3
+"""What xl exits with when libxl could not make a domain."""
+LAST_DOMID = 0x7FEF
+"""Ids from 0x7ff0 on are reserved."""
+ACKNOWLEDGE_SECONDS = 60
+"""How long a guest has to take notice of control/shutdown."""
+QUICK_DEATH_SECONDS = 1
+"""A domain that lived no longer is restarted with a pause, lest it turns the machine into a heater."""
+
+Progress = Callable[[str, int, int], None]
+
+_log = logging.getLogger("xen-py.toolstack")
+_ACTIONS = {
+    ShutdownReason.POWEROFF: "on_poweroff",
+    ShutdownReason.REBOOT: "on_reboot",
+    ShutdownReason.CRASH: "on_crash",
+    ShutdownReason.WATCHDOG: "on_watchdog",
+    ShutdownReason.SOFT_RESET: "on_soft_reset",
+}
+_RESTARTS = (ShutdownAction.RESTART, ShutdownAction.RENAME_RESTART, ShutdownAction.COREDUMP_RESTART)
+
+
+class Toolstack:
+    """All guests of one host."""
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        spawner: Spawner,
+        switchboard: Switchboard,
+        store: Daemon,
+        messages: MessageBuffer,
+        rundir: Path,
+    ) -> None:
+        self.domains: dict[DomId, GuestDomain] = {}
+        self._nursery = nursery
+        self._spawner = spawner
+        self._switchboard = switchboard
+        self._daemon = store
+        self._client = store.client()
+        self._messages = messages
+        self._rundir = rundir
+        self._last_domid = 0
+        self._created = 0
+        self._write(storetree.dom0_nodes(self._dom0_memory_kb()))
+
+    # looking
+
+    def find(self, domid: int) -> GuestDomain:
+        guest = self.domains.get(DomId(domid))
+        if guest is None:
+            raise ToolstackError(f"domain {domid} does not exist")
+        return guest
+
+    def free_kb(self) -> int:
+        """Memory that a new guest may have."""
+        promised = sum(guest.promised_kb() for guest in self.domains.values())
+        return hostinfo.free_for_guests(hostinfo.memory(), promised)
+
+    def statistics(self) -> dict[str, int]:
+        return {"domains": len(self.domains), "created": self._created, "last_domid": self._last_domid}
+
+    # creating
+
+    async def create(
+        self, config: DomainConfig, *, paused: bool = False, progress: Progress | None = None
+    ) -> GuestDomain:
+        """A new domain, running unless `paused`. Raises `ToolstackError`; then nothing of it is left."""
+        self._check(config)
+        domid = self._next_domid()
+        self._refuse_taken(config.name, domid)
+        self._refuse_too_much(config, domid)
+        guest = GuestDomain(domid, config, config.name, config.uuid)
+        guest.building = trio.CancelScope()
+        self.domains[domid] = guest
+        finished = False
+        try:
+            with guest.building:
+                await self._make(guest, progress)
+                finished = True
+            guest.building = None
+            if not finished:
+                raise ToolstackError(f"Domain {domid}:destroyed while it was being created", code=EXIT_FAILED)
+            if not paused:
+                assert guest.vm is not None
+                await guest.vm.unpause()
+        except BaseException as error:
+            guest.building = None
+            with trio.CancelScope(shield=True):
+                await self._dismantle(guest)
+            if isinstance(error, (BuildError, SpawnError, VmStuck, OSError, XenstoreError)):
+                text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+                lines = list(guest.build_log)
+                raise ToolstackError(f"Domain {domid}:{text}", code=EXIT_FAILED, lines=lines) from error
+            raise
+        self._created += 1
+        _log.info("domain %d (%s) created", domid, guest.name)
+        return guest
+
+    def _check(self, config: DomainConfig) -> None:
+        for key in _ACTIONS.values():
+            action: ShutdownAction = getattr(config, key)
+            if action in (ShutdownAction.COREDUMP_DESTROY, ShutdownAction.COREDUMP_RESTART):
+                raise ToolstackError(f'{key}="{action.value}" is not supported yet', code=EXIT_FAILED)
+
+    def _next_domid(self) -> DomId:
+        for _ in range(LAST_DOMID):
+            self._last_domid = self._last_domid % LAST_DOMID + 1
+            if DomId(self._last_domid) not in self.domains:
+                return DomId(self._last_domid)
+        raise ToolstackError("all domain ids are in use", code=EXIT_FAILED)
+
+    def _refuse_taken(self, name: str, domid: DomId) -> None:
+        if name == "Domain-0" or any(guest.name == name for guest in self.domains.values()):
+            raise ToolstackError(f'Domain {domid}:Domain with name "{name}" already exists.', code=EXIT_FAILED)
+
+    def _refuse_too_much(self, config: DomainConfig, domid: DomId) -> None:
+        free_kb = self.free_kb()
+        if config.memory_kb + hostinfo.PER_DOMAIN_KB > free_kb:
+            raise ToolstackError(
+                f"Domain {domid}:cannot have {config.memory_kb // 1024} MB of memory: "
+                f"the host can give {max(0, free_kb - hostinfo.PER_DOMAIN_KB) // 1024} MB",
+                code=EXIT_FAILED,
+            )
+
+    async def _make(self, guest: GuestDomain, progress: Progress | None) -> None:
+        config, domid = guest.config, guest.domid
+        self._write(storetree.made(domid, guest.name, guest.uuid))
+        self._write(storetree.device_model(domid))
+        ports = config.max_event_channels
+        self._switchboard.add_domain(domid, config.maxvcpus, 1023 if ports is None else ports)
+        broker = self._switchboard.broker
+        store_port = broker.alloc_unbound(DomId(0), domid, DomId(0))
+        console_port = broker.alloc_unbound(DomId(0), domid, DomId(0))
+        memory = guest.memory = GuestMemory.create(MemoryGeometry.for_domain(config.maxmem_kb // 4), guest.name)
+        built = await trio.to_thread.run_sync(_build, config, memory, store_port, console_port, _reporter(progress))
+        guest.build_log = built.log
+        spec = DomainSpec(
+            domid,
+            guest.name,
+            uuidlib.UUID(guest.uuid).bytes,
+            config.maxvcpus,
+            config.memory_kb // 4,
+            memory.geometry,
+            built.start,
+            store_port,
+            console_port,
+            built.store_mfn,
+            built.console_mfn,
+        )
+        self._open_console(guest, memory, console_port, built.console_mfn)
+        await self._start_vm(guest, spec, memory)
+        stored = storetree.StoredDomain(
+            domid=domid,
+            name=guest.name,
+            uuid=guest.uuid,
+            memory_kb=config.memory_kb,
+            maxmem_kb=config.maxmem_kb,
+            vcpus=config.vcpus,
+            maxvcpus=config.maxvcpus,
+            guest_os=built.guest_os,
+            kernel=config.kernel,
+            ramdisk=config.ramdisk,
+            cmdline=config.cmdline,
+            start_time=guest.start_time,
+            store_port=store_port,
+            store_mfn=built.store_mfn,
+            console_port=console_port,
+            console_mfn=built.console_mfn,
+        )
+        self._write(storetree.built(stored))
+        self._introduce(guest, memory, store_port, built.store_mfn)
+        self._write(storetree.console(stored))
+        self._write(storetree.console_served(domid, str(self.console_path(domid))))
+
+    def _open_console(self, guest: GuestDomain, memory: GuestMemory, port: Port, mfn: Mfn) -> None:
+        def warn(text: str) -> None:
+            self._messages.hypervisor(f"d{guest.domid}: {text}")
+
+        bound = self._switchboard.bind(guest.domid, port, lambda: console.on_event())
+        guest.ports.append(bound)
+        log = ConsoleLog(self._rundir / "log" / f"guest-{guest.name}.log", warn)
+        console = guest.console = Console(ConsoleRing(memory.frame(mfn)), log, bound.notify, warn)
+        listener = open_listener(self.console_path(guest.domid))
+        guest.serving = trio.CancelScope()
+        self._nursery.start_soon(self._serve_console, console, listener, guest.serving)
+
+    async def _serve_console(self, console: Console, listener: trio.SocketListener, scope: trio.CancelScope) -> None:
+        async with listener:
+            with scope:
+                await console.serve(listener, self._nursery)
+
+    async def _start_vm(self, guest: GuestDomain, spec: DomainSpec, memory: GuestMemory) -> None:
+        def console_write(data: bytes) -> None:
+            self._messages.guest(guest.domid, data)
+            if guest.console is not None:
+                guest.console.write(data)
+
+        def log(text: str) -> None:
+            self._messages.hypervisor(f"d{guest.domid}: {text}")
+
+        services = self._switchboard.link_for(guest.domid, console_write, log)
+        vm = guest.vm = Vm(
+            spec,
+            memory,
+            services,
+            lambda reason, why: self._on_over(guest, reason, why),
+            lambda why: self._on_death(guest, why),
+        )
+        self._switchboard.connect(guest.domid, vm.deliver)
+        await self._nursery.start(vm.run, self._spawner)
+
+    def _introduce(self, guest: GuestDomain, memory: GuestMemory, port: Port, mfn: Mfn) -> None:
+        bound = self._switchboard.bind(guest.domid, port, lambda: guest.store and guest.store.on_event())
+        guest.ports.append(bound)
+        guest.store = self._daemon.introduce(guest.domid, memory.frame(mfn), bound.notify)
+
+    def console_path(self, domid: DomId) -> Path:
+        return self._rundir / "console" / f"{domid}.sock"
+
+    # ends
+
+    def _on_over(self, guest: GuestDomain, reason: int, why: str) -> None:
+        """The domain has shut down; it stays until somebody acts on it."""
+        known = ShutdownReason(reason) if reason in ShutdownReason._value2member_map_ else ShutdownReason.CRASH
+        self._ended(guest, known, why)
+        if known is ShutdownReason.SUSPEND:
+            return
+        action: ShutdownAction = getattr(guest.config, _ACTIONS[known])
+        self._nursery.start_soon(self._act, guest, action)
+
+    def _on_death(self, guest: GuestDomain, why: str) -> None:
+        """Its process has gone, killed or broken: a crash of ours, not of the guest.
+
+        What xl says on_crash is for a guest's own crash, of which a restart makes sense here too. But destroying it
+        would destroy the only sign of what happened, so it stays in the list, without its memory, until told to go.
+        """
+        self._ended(guest, ShutdownReason.CRASH, why)
+        if guest.config.on_crash in _RESTARTS:
+            self._nursery.start_soon(self._act, guest, guest.config.on_crash)
+        elif not guest.dying:
+            self._release_memory(guest)
+
+    def _ended(self, guest: GuestDomain, reason: ShutdownReason, why: str) -> None:
+        guest.shutdown_reason = reason
+        guest.reason_text = why
+        if guest.console is not None:
+            guest.console.drain()
+        text = f"Domain {guest.domid} has shut down, reason code {reason.value} ({reason.name.lower()}): {why}"
+        _log.info("%s", text)
+        self._messages.hypervisor(text)
+        if guest.store is not None:
+            self._daemon.domain_shutdown(guest.domid)
+        guest.shut_down.set()
+
+    async def _act(self, guest: GuestDomain, action: ShutdownAction) -> None:
+        """Carry out on_poweroff and its kin."""
+        _log.info("Action for shutdown reason code %s is %s", guest.shutdown_reason, action.value)
+        if guest.dying or action is ShutdownAction.PRESERVE:
+            return
+        if action is ShutdownAction.RENAME_RESTART:
+            self._set_aside(guest)
+        else:
+            await self.destroy(guest.domid)
+        if action not in _RESTARTS:
+            return
+        if time.time() - guest.start_time < QUICK_DEATH_SECONDS:
+            await trio.sleep(QUICK_DEATH_SECONDS)
+        try:
+            await self.create(attrs.evolve(guest.config, name=guest.config.name))
+        except (ToolstackError, ConfigError) as error:
+            _log.error("domain %s cannot be restarted: %s", guest.name, error)
+            self._messages.hypervisor(f"Domain {guest.domid} cannot be restarted: {error}")
+
+    def _set_aside(self, guest: GuestDomain) -> None:
+        """rename-restart: the old domain stays under another name and uuid, for whoever wants to look at it."""
+        new_name = f"{guest.name}-{time.strftime('%Y%m%dT%H%MZ', time.gmtime())}"
+        number = 1
+        while any(other.name == new_name for other in self.domains.values()):
+            number += 1
+            new_name = f"{new_name.partition('Z')[0]}Z-{number}"
+        old_uuid, guest.uuid = guest.uuid, str(uuidlib.uuid4())
+        guest.name = new_name
+        self._write(
+            [
+                storetree.Remove(f"/vm/{old_uuid}"),
+                storetree.Write(f"/vm/{guest.uuid}", "", ("n0", f"r{guest.domid}")),
+                storetree.Write(f"/vm/{guest.uuid}/uuid", guest.uuid),
+                storetree.Write(f"/local/domain/{guest.domid}/vm", f"/vm/{guest.uuid}"),
+                *storetree.renamed(guest.domid, new_name, guest.uuid),
+            ]
+        )
+
+    # commands
+
+    async def destroy(self, domid: int) -> None:
+        """End a domain at once and wait until nothing is left of it."""
+        guest = self.find(domid)
+        if guest.building is not None:
+            guest.building.cancel()
+        elif not guest.dying:
+            with trio.CancelScope(shield=True):
+                await self._dismantle(guest)
+        await guest.gone.wait()
+
+    async def pause(self, domid: int) -> None:
+        await self._running(domid).pause()
+
+    async def unpause(self, domid: int) -> None:
+        await self._running(domid).unpause()
+
+    async def request_shutdown(self, domid: int, reason: str) -> None:
+        """Ask the guest by control/shutdown, and wait until it has taken notice."""
+        guest = self.find(domid)
+        if reason not in ("poweroff", "reboot", "halt"):
+            raise ToolstackError(f"a guest cannot be asked to {reason!r}")
+        if guest.shutdown_reason is not None:
+            raise ToolstackError(f"domain {domid} has already shut down")
+        path = f"/local/domain/{domid}/control/shutdown"
+        try:
+            self._client.write(path, reason)
+            async with self._client.watch(path) as changes:
+                with trio.fail_after(ACKNOWLEDGE_SECONDS):
+                    while self._client.read(path) == reason.encode():
+                        await changes.receive()
+        except NotFound:
+            return  # it is gone, which is what was wanted
+        except trio.TooSlowError:
+            raise ToolstackError(
+                f"domain {domid} has not acknowledged control/shutdown for {ACKNOWLEDGE_SECONDS} seconds; "
+                "is its kernel up? `xl destroy` ends it at once"
+            ) from None
+
+    def rename(self, domid: int, name: str) -> None:
+        guest = self.find(domid)
+        try:
+            check_name(name)
+        except ConfigError as error:
+            raise ToolstackError(str(error)) from error
+        if name == guest.name:
+            return
+        self._refuse_taken(name, guest.domid)
+        guest.name = name
+        guest.config = attrs.evolve(guest.config, name=name)
+        self._write(storetree.renamed(guest.domid, name, guest.uuid))
+
+    async def wait(self, domid: int, event: str) -> int | None:
+        """Until the domain has shut down, or is gone; its reason, None if it was destroyed."""
+        guest = self.find(domid)
+        if event == "shutdown":
+            await guest.shut_down.wait()
+        else:
+            await guest.gone.wait()
+        return guest.shutdown_reason
+
+    async def destroy_all(self) -> None:
+        async with trio.open_nursery() as nursery:
+            for guest in list(self.domains.values()):
+                nursery.start_soon(self.destroy, guest.domid)
+
+    def _running(self, domid: int) -> Vm:
+        guest = self.find(domid)
+        if guest.vm is None or guest.building is not None:
+            raise ToolstackError(f"domain {domid} is still being created")
+        return guest.vm
+
+    # taking apart
+
+    async def _dismantle(self, guest: GuestDomain) -> None:
+        """Whatever there is of the domain, from the loop that runs it to its last node. Never fails half-way."""
+        guest.dying = True
+        if guest.vm is not None:
+            await guest.vm.destroy()
+        if guest.console is not None:
+            guest.console.close()
+        if guest.serving is not None:
+            guest.serving.cancel()
+            self.console_path(guest.domid).unlink(missing_ok=True)
+        self._messages.guest_gone(guest.domid)
+        self._write(storetree.devices_gone(guest.domid))
+        for operation in storetree.gone(guest.domid, guest.uuid):
+            storetree.apply(self._client, [operation])
+        self._release_memory(guest)
+        self._daemon.release(guest.domid)
+        for port in guest.ports:
+            port.close()
+        self._switchboard.remove_domain(guest.domid)
+        del self.domains[guest.domid]
+        _log.info("domain %d (%s) is gone", guest.domid, guest.name)
+        guest.shut_down.set()
+        guest.gone.set()
+
+    def _release_memory(self, guest: GuestDomain) -> None:
+        """Give the guest's memory back. Its loop is gone; the host's own views of it go first."""
+        if guest.memory is None:
+            return
+        if guest.console is not None:
+            guest.console.close()
+        if guest.store is not None:
+            guest.store.close()
+            guest.store = None
+        guest.memory.close()
+        guest.memory = None
+
+    # helpers
+
+    def _write(self, operations: Iterable[storetree.Operation]) -> None:
+        """One transaction."""
+        todo = list(operations)
+        self._client.run_transaction(lambda transaction: storetree.apply(transaction, todo))
+
+    def _dom0_memory_kb(self) -> int:
+        """Domain-0 has what guests have not and cannot have: everything else that runs on this machine."""
+        guests = sum(guest.pages_kb() for guest in self.domains.values())
+        return hostinfo.memory().total_kb - self.free_kb() - guests
+
+    def rows(self) -> list[dict[str, Any]]:
+        """`domain.list`, Domain-0 first."""
+        return [self._dom0_row(), *(self.domains[domid].row() for domid in sorted(self.domains))]
+
+    def _dom0_row(self) -> dict[str, Any]:
+        cpus = hostinfo.processors().count
+        memory_kb = self._dom0_memory_kb()
+        return {
+            "domid": 0,
+            "name": "Domain-0",
+            "uuid": str(uuidlib.UUID(int=0)),
+            "mem_kb": memory_kb,
+            "max_kb": memory_kb,
+            "vcpus_online": cpus,
+            "vcpus_max": cpus,
+            "running": True,
+            "blocked": False,
+            "paused": False,
+            "shutdown": False,
+            "dying": False,
+            "shutdown_reason": None,
+            "reason_text": None,
+            "cpu_time_ns": time.process_time_ns(),
+            "start_time": _STARTED,
+        }
+
+    def vcpus(self, domid: int) -> list[dict[str, Any]]:
+        """`domain.vcpus`."""
+        if domid != 0:
+            return self.find(domid).vcpus()
+        cpus = hostinfo.processors().count
+        share = time.process_time_ns() // cpus
+        return [
+            {"vcpu": n, "cpu": n, "online": True, "running": True, "blocked": False, "cpu_time_ns": share}
+            for n in range(cpus)
+        ]
+
+
+_STARTED = time.time()
+
+
+def _build(
+    config: DomainConfig, memory: GuestMemory, store_port: Port, console_port: Port, progress: Progress | None
+) -> Built:
+    """The part that blocks: read files, unpack, fill memory. In a worker thread."""
+    return build(
+        load_kernel(config.kernel, progress),
+        None if config.ramdisk is None else load_ramdisk(config.ramdisk),
+        config.cmdline or "",
+        memory,
+        config.memory_kb // 4,
+        store_port=store_port,
+        console_port=console_port,
+        vcpus=config.maxvcpus,
+        progress=progress,
+    )
+
+
+def _reporter(progress: Progress | None) -> Progress | None:
+    """`progress`, callable from the worker thread."""
+    if progress is None:
+        return None
+    token = trio.lowlevel.current_trio_token()
+
+    def report(stage: str, done: int, total: int) -> None:
+        token.run_sync_soon(progress, stage, done, total)
+
+    return report

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Commands about the host: info, dmesg. They start one where none runs."""
+
+from __future__ import annotations
+
+from dom0.xl import formats
+from dom0.xl.client import HostUnavailable
+from dom0.xl.options import read_options
+from dom0.xl.session import EXIT_FAILURE, EXIT_SUCCESS, Session, Stop
+
+
+def info(session: Session, words: list[str]) -> int:
+    """`xl info [-n] [FIELD]`."""
+    options, arguments = read_options(session, "info", words, "nx", {"numa": "n", "xenstore": "x"}, 0)
+    letters = {letter for letter, _ in options}
+    if "x" in letters:
+        raise Stop(EXIT_FAILURE, "xl info -x: xen-py does not have this yet")
+    numa = "n" in letters
+    with session.connect(start=True) as client:
+        fields = client.call("host.info")
+    if not isinstance(fields, dict):
+        raise HostUnavailable("xl: the xen-py host described itself wrongly; is it of another version?")
+    for line in formats.info(fields, only=arguments[0] if arguments and not numa else None, numa=numa):
+        session.out(line)
+    return EXIT_SUCCESS
+
+
+def dmesg(session: Session, words: list[str]) -> int:
+    """`xl dmesg [-c]`."""
+    options, _ = read_options(session, "dmesg", words, "c", {"clear": "c"}, 0)
+    with session.connect(start=True) as client:
+        text = str(client.call("host.dmesg", {"clear": bool(options)}))
+    for line in text.splitlines():
+        session.out(formats.printable(line.expandtabs()))
+    return EXIT_SUCCESS
