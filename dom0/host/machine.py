@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A whole machine in one trio nursery: store, event channels, toolstack, and the guests that run on it.
+
+The host process (`dom0.host.main`) is a machine with a control socket. Tests and driver developers open one of their
+own and talk to it in Python:
+
+    async with open_machine() as machine:
+        guest = await machine.create("examples/hello.cfg")
+        await guest.console.expect("login:")
+
+Domains run on threads of this process unless `processes` asks for a VM process each, as the host has them. Owner: the
+trio thread that opened it; several machines may be open at once, each with a run directory of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from dom0.backend.console import Console, ConsoleClosed, LogReader
+from dom0.host.assembly import make_domain
+from dom0.host.spawn import ProcessSpawner, Spawner, TemplateProcess, ThreadSpawner
+from dom0.host.switchboard import Switchboard
+from dom0.host.vmprocess import MakeDomain
+from dom0.toolstack.config import DomainConfig
+from dom0.toolstack.dmesg import MessageBuffer
+from dom0.toolstack.domain import GuestDomain, ToolstackError
+from dom0.toolstack.lifecycle import Progress, Toolstack
+from dom0.toolstack.xlcfg import parse_config, read_config_file
+from xen_py.types import DomId
+from xenstore.daemon import Daemon
+from xenstore.local import LocalClient
+
+_TAIL = 2000
+
+
+class GuestConsole:
+    """What a person at the guest's console would see and type, from the guest's first byte on."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._reader = LogReader(console.log, console.log.start)
+        self._reader.__enter__()
+        self.text = ""
+        """All output read so far, undecodable bytes replaced."""
+        self._matched = 0
+
+    async def expect(self, pattern: str | re.Pattern[str]) -> re.Match[str]:
+        """Wait until `pattern` (text, or a compiled expression) appears behind the last match.
+
+        Raises `ConsoleClosed` with the end of the output if the guest ends without it.
+        """
+        expression = re.compile(re.escape(pattern)) if isinstance(pattern, str) else pattern
+        while (match := expression.search(self.text, self._matched)) is None:
+            if not await self._more():
+                raise ConsoleClosed(f"the guest ended without {expression.pattern!r}; last it wrote:\n{self.tail()}")
+        self._matched = match.end()
+        return match
+
+    async def read_to_end(self) -> str:
+        """All output, once the guest is gone."""
+        while await self._more():
+            pass
+        return self.text
+
+    async def send(self, text: str | bytes) -> None:
+        await self._console.feed(text.encode() if isinstance(text, str) else text)
+
+    def tail(self) -> str:
+        return self.text[-_TAIL:]
+
+    def close(self) -> None:
+        self._reader.__exit__()
+
+    async def _more(self) -> bool:
+        data = await self._reader.peek()
+        self._reader.advance(len(data))
+        self.text += data.decode(errors="replace")
+        return bool(data)
+
+
+class Guest:
+    """A domain of a machine, as its creator holds it."""
+
+    def __init__(self, toolstack: Toolstack, domain: GuestDomain) -> None:
+        assert domain.console is not None
+        self.domid: DomId = domain.domid
+        self.console = GuestConsole(domain.console)
+        self.domain = domain
+        self._toolstack = toolstack
+
+    async def pause(self) -> None:
+        await self._toolstack.pause(self.domid)
+
+    async def unpause(self) -> None:
+        await self._toolstack.unpause(self.domid)
+
+    async def shutdown(self, reason: str = "poweroff") -> None:
+        """Ask the guest to end; returns when it has taken notice."""
+        await self._toolstack.request_shutdown(self.domid, reason)
+
+    async def wait_shutdown(self) -> int | None:
+        """Until it has ended: its shutdown reason."""
+        await self.domain.shut_down.wait()
+        return self.domain.shutdown_reason
+
+    async def wait_gone(self) -> None:
+        await self.domain.gone.wait()
+
+    async def destroy(self) -> None:
+        if not self.domain.gone.is_set():
+            await self._toolstack.destroy(self.domid)
+
+
+class Machine:
+    """See the module; made by `open_machine`."""
+
+    def __init__(self, rundir: Path, nursery: trio.Nursery, spawner: Spawner) -> None:
+        self.rundir = rundir
+        self.nursery = nursery
+        self.messages = MessageBuffer()
+        self.switchboard = Switchboard()
+        self.daemon = Daemon()
+        self.toolstack = Toolstack(nursery, spawner, self.switchboard, self.daemon, self.messages, rundir)
+        self._consoles: list[GuestConsole] = []
+
+    @property
+    def store(self) -> LocalClient:
+        """A store client of dom0's rights."""
+        return self.daemon.client()
+
+    async def create(
+        self, config: str | Path | DomainConfig, *overrides: str, paused: bool = False, progress: Progress | None = None
+    ) -> Guest:
+        """A new guest from a configuration, or from an xl.cfg file with `key=value` words as on xl's command line."""
+        if not isinstance(config, DomainConfig):
+            config = parse_config(read_config_file(str(config)), str(config), overrides)
+        domain = await self.toolstack.create(config, paused=True, progress=progress)
+        guest = Guest(self.toolstack, domain)
+        self._consoles.append(guest.console)
+        if not paused:
+            await guest.unpause()
+        return guest
+
+    def statistics(self) -> dict[str, Any]:
+        return {
+            "toolstack": self.toolstack.statistics(),
+            "events": self.switchboard.statistics(),
+            "store": self.daemon.statistics(),
+            "messages": self.messages.statistics(),
+        }
+
+    def close(self) -> None:
+        for console in self._consoles:
+            console.close()
+
+
+@asynccontextmanager
+async def open_machine(
+    rundir: Path | None = None,
+    *,
+    processes: bool = False,
+    template: TemplateProcess | None = None,
+    log_fd: int = 2,
+    make: MakeDomain = make_domain,
+) -> AsyncIterator[Machine]:
+    """A machine for as long as the block lasts; its guests end with it.
+
+    `rundir` holds sockets and logs (a temporary directory if None). `template` is a template process already started;
+    `make` makes the domains that run on threads.
+    """
+    with tempfile.TemporaryDirectory(prefix="xen-py-") as temporary:
+        where = Path(temporary) if rundir is None else rundir
+        for name in ("console", "log"):
+            (where / name).mkdir(mode=0o700, exist_ok=True)
+        async with trio.open_nursery() as nursery:
+            spawner: Spawner = ProcessSpawner(nursery, log_fd, template) if processes else ThreadSpawner(make)
+            try:
+                machine = Machine(where, nursery, spawner)
+                await nursery.start(machine.daemon.serve_unix, os.fspath(where / "xenstored.sock"))
+                try:
+                    yield machine
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await machine.toolstack.destroy_all()
+                    machine.close()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await spawner.aclose()
+                nursery.cancel_scope.cancel()
+
+
+__all__ = ["ConsoleClosed", "Guest", "GuestConsole", "Machine", "ToolstackError", "open_machine"]

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The message half of the link between the host and a domain's loop: msgpack lists over a SEQPACKET socket.
+
+Everything rare goes this way (binding a port, pausing, the end); notifications go through the doorbell page. The
+domain's loop asks one thing at a time and waits for the answer; the host never waits for the loop but in `pause`.
+
+    loop to host                              host to loop
+    ["call", method, args]                    ["answer", result] or ["failed", errno, why]
+    ["console", bytes]  console_io output     ["pause", n]    answered by ["done", n]
+    ["log", text]       a hypervisor message  ["unpause", n]  answered by ["done", n]
+    ["over", reason, why]  the domain ended
+    ["broken", text]    the loop itself failed
+
+The host takes every message as hostile: `parse` refuses what is not a list that starts with a string, the server
+checks the rest.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack  # type: ignore[import-untyped]
+
+LONGEST = 64 * 1024
+"""Bytes in one message."""
+
+
+class BadMessage(Exception):
+    """The other end sent what no correct one sends."""
+
+
+def pack(*parts: object) -> bytes:
+    return msgpack.packb(parts, use_bin_type=True)  # type: ignore[no-any-return]
+
+
+def parse(data: bytes) -> list[Any]:
+    try:
+        message = msgpack.unpackb(data, raw=False)
+    except ValueError as error:
+        raise BadMessage(f"a message that is not msgpack: {error}") from error
+    if not isinstance(message, list) or not message or not isinstance(message[0], str):
+        raise BadMessage("a message that is not a list with a name first")
+    return message

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""One domain's running half, as the host sees it: its memory, its doorbell, its link, and the loop at the other end.
+
+`Vm` is the same whether the loop is a VM process or a thread (`dom0.host.spawn`). It serves the domain's calls,
+carries its notifications to the event broker, and tells the toolstack the two things that can happen to it: the
+domain ended by itself (`on_over`), or the loop went away unasked (`on_death`). Whatever arrives from the loop is
+checked as if the guest had sent it, because one that has broken the emulator might have.
+
+Owner: the trio thread. `run` must be running for any of it to work.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import trio
+
+from dom0.host.messages import LONGEST, BadMessage, pack, parse
+from dom0.host.spawn import LoopEnd, Spawner
+from xen_py.doorbell import Doorbell, RunState
+from xen_py.evtchn import EvtchnStatus
+from xen_py.link import HostLink
+from xen_py.memory import GuestMemory
+from xen_py.spec import DomainSpec
+from xen_py.types import Port, XenError
+
+PATIENCE = 10
+"""Seconds a loop may take to come out of its guest, or to end, before it counts as stuck."""
+
+_NUMBERS = range(1 << 32)
+_CALLS: dict[str, int] = {
+    "evtchn_alloc_unbound": 2,
+    "evtchn_bind_interdomain": 2,
+    "evtchn_bind_virq": 2,
+    "evtchn_bind_ipi": 1,
+    "evtchn_bind_vcpu": 2,
+    "evtchn_close": 1,
+    "evtchn_status": 2,
+    "evtchn_reset": 1,
+}
+"""What a domain may call, and with how many numbers."""
+
+
+class VmStuck(Exception):
+    """The loop does not answer."""
+
+
+@dataclass(frozen=True)
+class VmInfo:
+    pid: int
+    state: RunState
+    pages: int
+    cpu_time_ns: int
+    vcpus: tuple[tuple[bool, bool, int], ...]
+    """For each vCPU: online, blocked, nanoseconds run."""
+
+
+class Vm:
+    """See the module. `services` answers the domain's calls."""
+
+    def __init__(
+        self,
+        spec: DomainSpec,
+        memory: GuestMemory,
+        services: HostLink,
+        on_over: Callable[[int, str], None],
+        on_death: Callable[[str], None],
+    ) -> None:
+        self.spec = spec
+        self.memory = memory
+        self._services = services
+        self._on_over = on_over
+        self._on_death = on_death
+        self._doorbell = Doorbell.create()
+        self._socket: trio.socket.SocketType
+        self._sending = trio.Lock()
+        self._loop: LoopEnd | None = None
+        self._orders: dict[int, trio.Event] = {}
+        self._last_order = 0
+        self.pauses = 1
+        self._over = False
+        self._killed = False
+        self._trouble: str | None = None
+        self._last_info = VmInfo(0, RunState.STARTING, spec.nr_pages, 0, ())
+        self.ended = trio.Event()
+        """The loop is gone and nothing more will come from it."""
+
+    async def run(self, spawner: Spawner, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Start the loop, paused, and serve it to its end."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket = trio.socket.from_stdlib_socket(ours)
+        how: str | None = None
+        try:
+            with theirs:
+                loop = await spawner.spawn(self.spec, [self.memory.fd, *self._doorbell.fds, theirs.fileno()])
+            self._loop = loop
+            task_status.started()
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._carry_notifications)
+                    await self._serve_messages()
+                    nursery.cancel_scope.cancel()
+            finally:
+                with trio.CancelScope(shield=True):
+                    how = await self._end_of(loop)
+        finally:
+            self._socket.close()
+            self._doorbell.close()
+            self._loop = None
+            for waiting in self._orders.values():
+                waiting.set()
+            self.ended.set()
+        if not self._killed and not self._over:
+            self._on_death(self._trouble or how or "the domain's loop ended unasked")
+
+    async def _end_of(self, loop: LoopEnd) -> str | None:
+        """The link is closed, or we are leaving: see the loop off, by force where it lingers."""
+        self._hang_up()
+        if not self._killed:
+            with trio.move_on_after(1):
+                return await loop.wait()
+        loop.kill()
+        with trio.move_on_after(PATIENCE):
+            return await loop.wait()
+        return "the domain's loop does not end"
+
+    def _hang_up(self) -> None:
+        """A loop on a thread ends by this: its link is closed, and its guest is left to see that."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._doorbell.inbox.poke()
+
+    # what the domain sends
+
+    async def _carry_notifications(self) -> None:
+        outbox = self._doorbell.outbox
+        while True:
+            await trio.lowlevel.wait_readable(outbox.eventfd)
+            for port in outbox.take():
+                with suppress(XenError):
+                    self._services.evtchn_notify(port)
+
+    async def _serve_messages(self) -> None:
+        """Until the link closes, or says what no correct loop says."""
+        try:
+            while data := await self._socket.recv(LONGEST):
+                await self._serve(parse(data))
+        except BadMessage as error:
+            self._trouble = f"the domain's process broke the link: {error}"
+            if self._loop is not None:
+                self._loop.kill()
+        except OSError:
+            return  # it is gone
+
+    async def _serve(self, message: list[Any]) -> None:
+        match message:
+            case ["call", str(method), list(arguments)]:
+                await self._send(*self._call(method, arguments))
+            case ["console", bytes(data)]:
+                self._services.console_write(data)
+            case ["log", str(text)]:
+                self._services.log(text)
+            case ["done", int(order)] if order in self._orders:
+                self._orders.pop(order).set()
+            case ["over", int(reason), str(why)] if not self._over:
+                self._over = True
+                self._on_over(reason, why)
+            case ["broken", str(text)]:
+                self._trouble = f"xen-py failed: {text.strip().splitlines()[-1] if text.strip() else 'no reason given'}"
+                self._services.log(text)
+            case _:
+                raise BadMessage(f"unexpected {message[0]!r}")
+
+    def _call(self, method: str, arguments: list[Any]) -> tuple[object, ...]:
+        if _CALLS.get(method) != len(arguments) or not all(type(n) is int and n in _NUMBERS for n in arguments):
+            raise BadMessage(f"call {method!r} with {arguments!r}")
+        try:
+            result = getattr(self._services, method)(*arguments)
+        except XenError as error:
+            return "failed", int(error.errno), error.why
+        return "answer", astuple(result) if isinstance(result, EvtchnStatus) else result
+
+    # what the host does with it
+
+    def deliver(self, port: Port) -> None:
+        """Mark `port` pending for the guest; it sees it when its loop next looks, which is soon."""
+        if self._loop is not None:
+            self._doorbell.inbox.ring(port)
+
+    async def pause(self) -> None:
+        """Hold the domain; returns once its vCPUs have left the engine. Pauses count."""
+        self.pauses += 1
+        await self._order("pause")
+
+    async def unpause(self) -> None:
+        """Take one pause back. A domain that is not paused stays as it is."""
+        if self.pauses:
+            self.pauses -= 1
+            await self._order("unpause")
+
+    async def destroy(self) -> None:
+        """End the loop, whatever it is doing."""
+        self._killed = True
+        if self._loop is not None:
+            self._loop.kill()
+            self._hang_up()
+        await self.ended.wait()
+
+    async def _order(self, kind: str) -> None:
+        if self._loop is None or self._over:
+            return
+        self._last_order += 1
+        order = self._last_order
+        done = self._orders[order] = trio.Event()
+        try:
+            with trio.fail_after(PATIENCE):
+                await self._send(kind, order)
+                # a loop inside its guest looks at its messages when it is kicked
+                self._doorbell.inbox.poke()
+                await done.wait()
+        except trio.TooSlowError:
+            raise VmStuck(f"domain {self.spec.domid} has not answered for {PATIENCE} seconds") from None
+        finally:
+            self._orders.pop(order, None)
+
+    async def _send(self, *parts: object) -> None:
+        async with self._sending:
+            with suppress(OSError, trio.ClosedResourceError):  # a loop that is gone shows in _serve_messages
+                await self._socket.send(pack(*parts))
+
+    # what the host may know without asking
+
+    def info(self) -> VmInfo:
+        """The domain's own figures as it last published them; the CPU time is the kernel's where it knows it."""
+        loop = self._loop
+        if loop is None:
+            return self._last_info
+        vcpus = self._doorbell.vcpus()
+        cpu_time_ns = loop.cpu_time_ns()
+        if cpu_time_ns is None:
+            cpu_time_ns = sum(n for _, _, n in vcpus)
+        self._last_info = VmInfo(loop.pid, self._doorbell.state, self._doorbell.pages, cpu_time_ns, tuple(vcpus))
+        return self._last_info

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The loop that drives one domain: step, take the inbox, obey pauses, sleep, until the domain or the host is gone.
+
+The same loop runs in a VM process and, for tests and driver developers, on a thread of the host process. It is the
+one thread that touches the `Domain`. Order matters in one place: the inbox's eventfd is emptied before the marks are
+taken, and marks are looked at after every wake-up and before every sleep, so none is slept over
+(engine/native/link.c).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from dom0.host.looplink import LoopLink
+from xen_py.clock import Clock
+from xen_py.doorbell import Doorbell, RunState
+from xen_py.spec import Blocked, DomainInfo, Kicked, Shutdown, Step
+from xen_py.types import Port
+
+
+class Steppable(Protocol):
+    """What the loop needs of `xen_py.domain.Domain`."""
+
+    def step(self) -> Step: ...
+    def watch_kick_fd(self, fd: int) -> None: ...
+    def deliver(self, port: Port) -> None: ...
+    def info(self) -> DomainInfo: ...
+    def close(self) -> None: ...
+
+
+class VmLoop:
+    """Drives `domain` until its end; starts paused if asked to, as a toolstack creates domains."""
+
+    def __init__(self, domain: Steppable, link: LoopLink, doorbell: Doorbell, clock: Clock, *, pauses: int = 1) -> None:
+        self._domain = domain
+        self._link = link
+        self._doorbell = doorbell
+        self._clock = clock
+        self._pauses = pauses
+        domain.watch_kick_fd(doorbell.inbox.eventfd)
+
+    def run(self) -> None:
+        """Returns never but by HostGone, when the host has closed the link (or by a bug's exception)."""
+        self._publish(RunState.PAUSED)
+        while True:
+            self._obey()
+            if self._pauses:
+                self._sleep_paused()
+                continue
+            for port in self._doorbell.inbox.take():
+                self._domain.deliver(port)
+            self._doorbell.publish_state(RunState.RUNNING)
+            match self._domain.step():
+                case Kicked():
+                    pass
+                case Blocked(deadline):
+                    self._sleep_blocked(deadline)
+                case Shutdown(reason, why):
+                    self._publish(RunState.OVER)
+                    self._link.over(reason, why)
+                    self._wait_for_the_end()
+
+    def _obey(self) -> None:
+        for kind, order in self._link.orders():
+            if kind == "pause":
+                self._pauses += 1
+            elif self._pauses:
+                self._pauses -= 1
+            if self._pauses:
+                self._publish(RunState.PAUSED)
+            self._link.done(order)
+
+    def _sleep_paused(self) -> None:
+        """Marks stay in the page until the domain runs again; only the wake-up is used up."""
+        self._link.wait(None)
+        self._doorbell.inbox.quiet()
+
+    def _sleep_blocked(self, deadline_ns: int | None) -> None:
+        self._publish(RunState.BLOCKED)
+        seconds = None
+        if deadline_ns is not None:
+            seconds = max(0, deadline_ns - self._clock.now()) / 1e9
+        self._link.wait(seconds)
+
+    def _wait_for_the_end(self) -> None:
+        """A domain that is over stays, with its memory and state, until the toolstack destroys it."""
+        while True:
+            self._sleep_paused()
+            for _, order in self._link.orders():
+                self._link.done(order)
+
+    def _publish(self, state: RunState) -> None:
+        info = self._domain.info()
+        self._doorbell.publish(info.pages, [(v.online, v.blocked, v.cpu_time_ns) for v in info.vcpus])
+        self._doorbell.publish_state(state)

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""One domain from its plain specification to its end: what a VM process does after it was forked.
+
+`run_domain` is the same on a thread of the host process. Everything it holds arrives as descriptors: the memory
+file, the doorbell page with its two eventfds, the link's socket.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack, closing, suppress
+from typing import Any
+
+import msgpack  # type: ignore[import-untyped]
+
+from dom0.host import sandbox
+from dom0.host.looplink import HostGone, LoopLink
+from dom0.host.vmloop import Steppable, VmLoop
+from xen_py.clock import Clock, RealClock
+from xen_py.doorbell import Doorbell
+from xen_py.link import HostLink
+from xen_py.memory import GuestMemory
+from xen_py.spec import DomainSpec
+
+DESCRIPTORS = 5
+"""Memory file, doorbell page, inbox eventfd, outbox eventfd, link socket: in this order."""
+
+MakeDomain = Callable[[DomainSpec, GuestMemory, HostLink, Clock], Steppable]
+
+
+def run_domain(spec: DomainSpec, fds: list[int], make: MakeDomain) -> None:
+    """Make the domain and drive it until the host closes the link. Owns `fds`. A bug ends it with a message."""
+    memory_fd, page_fd, inbox_fd, outbox_fd, link_fd = fds
+    with ExitStack() as stack:
+        doorbell = stack.enter_context(closing(Doorbell(page_fd, inbox_fd, outbox_fd)))
+        sock = stack.enter_context(socket.socket(fileno=link_fd))
+        memory = stack.enter_context(closing(GuestMemory.from_fd(memory_fd, spec.memory)))
+        link = LoopLink(sock, doorbell)
+        clock = RealClock()
+        try:
+            domain = stack.enter_context(closing(make(spec, memory, link, clock)))
+            VmLoop(domain, link, doorbell, clock).run()
+        except HostGone:
+            return
+        except Exception:
+            with suppress(HostGone):
+                link.broken(traceback.format_exc())
+
+
+def vm_process(request: bytes, fds: list[int], make: MakeDomain) -> None:
+    """The whole life of a VM process; the caller has closed what is not ours and exits afterwards."""
+    plain: dict[str, Any] = msgpack.unpackb(request)
+    spec = DomainSpec.from_plain(plain["spec"])
+    os.setsid()
+    sandbox.set_title(f"xen-py: {spec.name} [{spec.domid}]")
+    sandbox.confine()
+    run_domain(spec, fds, make)
