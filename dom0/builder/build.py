@@ -32,7 +32,7 @@ _LEGACY_VCPUS = 32
 _GRANT_ENTRY_V1 = struct.Struct("<HHI")
 _GTF_PERMIT_ACCESS = 1
 _DOM0 = 0
-_STEP = 64 << 10
+_STEP = 16 << 10
 _ZEROS = bytes(_STEP)
 
 

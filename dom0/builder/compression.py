@@ -77,12 +77,11 @@ def decompress(
     pieces_of = _DECODERS.get(name)
     if pieces_of is None:
         raise BuildError(f"{what}: {name} compression is not supported; use gzip, bzip2, lzma, xz, lz4 or zstd")
-    pieces = []
-    size = 0
+    unpacked = io.BytesIO()
     try:
         for piece in pieces_of(data):
-            pieces.append(piece)
-            size += len(piece)
+            unpacked.write(piece)
+            size = unpacked.tell()
             if size > limit:
                 raise BuildError(f"{what}: unpacks to more than {limit >> 20} MiB")
             if progress is not None:
@@ -91,7 +90,7 @@ def decompress(
         raise BuildError(f"{what}: {name} data is damaged ({error})") from None
     except (lz4.block.LZ4BlockError, zstandard.ZstdError) as error:
         raise BuildError(f"{what}: {name} data is damaged ({error})") from None
-    return b"".join(pieces)
+    return unpacked.getvalue()
 
 
 def gunzip_whole(data: bytes, limit: int) -> bytes | None:

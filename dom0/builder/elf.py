@@ -2,7 +2,7 @@
 """Just enough ELF to load a kernel: program headers, section headers, notes' places.
 
 Own code instead of pyelftools, because the file is hostile: every offset and count is checked before it is used,
-nothing is read twice or followed, and the time is bounded by the number of headers (at most 65,535 of each kind).
+nothing is followed, and the time is bounded by the number of headers that are accepted.
 
 Pure; any thread. Source: System V ABI, chapters 4 and 5; public/elfnote.h for what is done with it.
 """
@@ -29,6 +29,9 @@ _EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 _PHDR = struct.Struct("<IIQQQQQQ")
 _SHDR = struct.Struct("<IIQQQQIIQQ")
 _U64 = 1 << 64
+_MAX_SEGMENTS = 256
+_MAX_SECTIONS = 4096
+"""Kernels have about five segments and a hundred sections."""
 
 
 @attrs.frozen
@@ -93,12 +96,12 @@ def parse(data: bytes, name: str) -> Elf:
         raise BuildError(f"{name}: {what}; only 64-bit PV kernels can be booted")
     if machine != EM_X86_64:
         raise BuildError(f"{name}: built for {_MACHINES.get(machine, f'machine type {machine}')}, not for x86-64")
-    if phentsize != _PHDR.size or phnum in (0, 0xFFFF) or phoff + phnum * _PHDR.size > len(data):
+    if phentsize != _PHDR.size or not 0 < phnum <= _MAX_SEGMENTS or phoff + phnum * _PHDR.size > len(data):
         raise BuildError(f"{name}: not a loadable ELF file (it has no usable program headers)")
     segments = tuple(_segment(data, phoff + i * _PHDR.size, name) for i in range(phnum))
     if not any(segment.is_loadable for segment in segments):
         raise BuildError(f"{name}: not a loadable ELF file (it has no segment to load)")
-    usable = shentsize == _SHDR.size and shnum and shoff + shnum * _SHDR.size <= len(data)
+    usable = shentsize == _SHDR.size and 0 < shnum <= _MAX_SECTIONS and shoff + shnum * _SHDR.size <= len(data)
     return Elf(data, entry, segments, _sections(data, shoff, shnum, shstrndx) if usable else ())
 
 

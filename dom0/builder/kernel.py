@@ -20,8 +20,9 @@ from dom0.builder.compression import Progress
 from dom0.builder.errors import BuildError
 from xen_py.types import PAGE_SIZE
 
-MAX_KERNEL = 1 << 30
-"""The largest kernel file, packed or unpacked (Xen's limit as well; a kernel with its debug symbols is near it)."""
+MAX_FILE = 1 << 30
+"""The largest file that is read (Xen's limit as well; a kernel with its debug symbols is near it)."""
+MAX_UNPACKED = 512 << 20
 _ADDRESS_MASK = (1 << 64) - 1
 
 
@@ -73,9 +74,9 @@ def read_file(path: str | os.PathLike[str], what: str) -> bytes:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 raise BuildError(f"{what} {name}: not a regular file")
-            if status.st_size > MAX_KERNEL:
-                raise BuildError(f"{what} {name}: {status.st_size >> 20} MiB, more than {MAX_KERNEL >> 20} MiB")
-            return file.read(MAX_KERNEL)
+            if status.st_size > MAX_FILE:
+                raise BuildError(f"{what} {name}: {status.st_size >> 20} MiB, more than {MAX_FILE >> 20} MiB")
+            return file.read(status.st_size)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise BuildError(f"{what} {name}: cannot be read: {reason}") from None
@@ -88,7 +89,7 @@ def unpack(data: bytes, name: str, progress: Progress | None = None) -> tuple[by
         packed_as = compression.detect(data)
         if packed_as is None:
             raise BuildError(f"{name}: not a kernel (neither an ELF file nor a bzImage)")
-        data = compression.decompress(data, MAX_KERNEL, what=name, progress=progress)
+        data = compression.decompress(data, MAX_UNPACKED, what=name, progress=progress)
         outer = f" ({packed_as})"
     if elf.is_elf(data):
         return data, "ELF" + outer
@@ -98,7 +99,7 @@ def unpack(data: bytes, name: str, progress: Progress | None = None) -> tuple[by
     if elf.is_elf(payload):
         return bytes(payload), f"bzImage{outer}"
     inner = compression.detect(payload)
-    data = compression.decompress(payload, MAX_KERNEL, what=name, progress=progress)
+    data = compression.decompress(payload, MAX_UNPACKED, what=name, progress=progress)
     if not elf.is_elf(data):
         raise BuildError(f"{name}: the bzImage does not hold an ELF file")
     return data, f"bzImage ({inner}){outer}"

@@ -162,7 +162,7 @@ def plan(
 def _too_little(needed: int, nr_pages: int) -> BuildError:
     megabytes = -(-needed // (1 << 20))
     return BuildError(
-        f"too little memory: the kernel and its ramdisk need {megabytes} MiB and the domain has"
+        f"too little memory: the kernel and its ramdisk need at least {megabytes} MiB and the domain has"
         f" {nr_pages >> 8} MiB; give it more (memory = ...)"
     )
 
