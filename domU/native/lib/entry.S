@@ -5,6 +5,18 @@
     .section .text.entry, "ax", @progbits
     .globl _start
 _start:
+    movq %rax, start_registers(%rip)
+    movq %rsp, start_registers+8(%rip)
+    movq %rsi, start_registers+16(%rip)
+    pushfq
+    popq start_registers+24(%rip)
+    movq %cs, %rax
+    movq %rax, start_registers+32(%rip)
+    movq %ss, %rax
+    movq %rax, start_registers+40(%rip)
+    movq %ds, %rax
+    movq %rax, start_registers+48(%rip)
+    movq %rbx, start_registers+56(%rip)
     cld
     movq %rsi, %rdi
     leaq boot_stack_top(%rip), %rsp
@@ -19,6 +31,12 @@ boot_stack_bottom:
     .skip 32768
     .globl boot_stack_top
 boot_stack_top:
+
+    .bss
+    .balign 8
+    .globl start_registers
+start_registers:                // rax rsp rsi rflags cs ss ds rbx, as the builder made them
+    .skip 64
 
     .text
 
@@ -60,7 +78,7 @@ boot_stack_top:
     entry_error trap_17, 17
     entry_plain trap_18, 18
     entry_plain trap_19, 19
-    entry_plain trap_128, 128
+    entry_plain trap_66, 66
     entry_plain event_entry, 256
     entry_plain syscall_entry, 257
 

@@ -10,7 +10,7 @@
 #define VECTORS 258
 
 extern char trap_0[], trap_1[], trap_2[], trap_3[], trap_4[], trap_5[], trap_6[], trap_7[], trap_10[], trap_11[],
-    trap_12[], trap_13[], trap_14[], trap_16[], trap_17[], trap_18[], trap_19[], trap_128[];
+    trap_12[], trap_13[], trap_14[], trap_16[], trap_17[], trap_18[], trap_19[], trap_66[];
 
 bool guard_call(void (*fn)(void *), void *arg, u64 *saved_rsp);
 u64 probe_load(const volatile void *address);
