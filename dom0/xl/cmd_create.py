@@ -15,6 +15,7 @@ from typing import Any
 
 import attrs
 
+from dom0.image.paths import PREFIX, resolve
 from dom0.toolstack.config import DomainConfig, ShutdownAction
 from dom0.toolstack.xlcfg import ConfigError, ConfigSyntaxError, parse_config, read_config_file
 from dom0.xl.client import Client, HostError, HostUnavailable
@@ -63,9 +64,7 @@ def create(session: Session, words: list[str]) -> int:
         (sys.stdout if session.dry_run else sys.stderr).write(config.to_libxl_json() + "\n")
     if session.dry_run:
         return EXIT_SUCCESS
-    config = attrs.evolve(
-        config, kernel=os.path.abspath(config.kernel), ramdisk=config.ramdisk and os.path.abspath(config.ramdisk)
-    )
+    config = attrs.evolve(config, kernel=_found(config.kernel), ramdisk=config.ramdisk and _found(config.ramdisk))
     if request.unwatched:
         left_alone: dict[str, Any] = dict.fromkeys(_ON_REASON.values(), ShutdownAction.PRESERVE)
         config = attrs.evolve(config, **left_alone)
@@ -131,6 +130,15 @@ def _configuration(session: Session, request: _Request) -> DomainConfig:
         raise Stop(EXIT_FAILURE, *error.lines, "Failed to parse config: Invalid argument") from error
     except ConfigError as error:
         raise Stop(EXIT_FAILURE, str(error)) from error
+
+
+def _found(path: str) -> str:
+    """A path the host understands, whose working directory is another; `image:` paths are ours to look up."""
+    absolute = os.path.abspath(resolve(path))
+    if path.startswith(PREFIX) and not os.path.exists(absolute):
+        image = path.removeprefix(PREFIX).partition("/")[0]
+        raise Stop(EXIT_LIBXL_FAIL, f"{path}: there is no {absolute}; get it with: xen-py image fetch {image}")
+    return absolute
 
 
 def _make(session: Session, client: Client, request: _Request, config: DomainConfig) -> DomId:

@@ -228,6 +228,20 @@ def test_create_with_overrides(host: FakeHost, xl: Xl, cfg: str, tmp_path: Path,
     assert (config.name, config.memory_kb, config.ramdisk) == ("gpv2", 65536, str(tmp_path / "initrd"))
 
 
+def test_create_from_a_fetched_image(
+    host: FakeHost, xl: Xl, cfg: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kernel = tmp_path / "xen-py" / "images" / "debian" / "vmlinuz"
+    assert xl("create", "-q", cfg, "kernel='image:debian/vmlinuz'") == (
+        3, "", f"image:debian/vmlinuz: there is no {kernel}; get it with: xen-py image fetch debian\n"
+    )  # fmt: skip
+    kernel.parent.mkdir(parents=True)
+    kernel.touch()
+    assert xl("create", "-q", cfg, "kernel='image:debian/vmlinuz'") == (0, "", "")
+    assert created(host)[0].kernel == str(kernel)
+
+
 def test_create_paused_quietly(host: FakeHost, xl: Xl, cfg: str) -> None:
     assert xl("create", "-pq", cfg) == (0, "", "")
     assert created(host)[1] is True
