@@ -38,19 +38,36 @@ def fetch_debian(progress: Progress, suite: str | None = None, *, update: bool =
         directory = cache_dir() / "apt"
         with locked(directory):
             apt = Apt.prepare(directory)
-            trouble = apt.update(progress)
-            if suite is not None:
-                apt.use_suite(suite)
-                trouble = apt.update(progress)
-            kernel = _real_kernel(apt, trouble)
-            target = images_dir() / f"debian-{re.sub(r'[^A-Za-z0-9.+~-]', '_', kernel.version)}"
-            if not is_complete(target):
-                _fetch_into(target, apt, kernel, progress)
+            try:
+                target = _fetch(apt, suite, progress)
+            finally:
+                apt.clean()
             _point(link, target)
-            apt.clean()
     except OSError as error:
         raise ImageError(f"{error.filename or cache_dir()}: {error.strerror}") from None
     return target
+
+
+def _fetch(apt: Apt, suite: str | None, progress: Progress) -> Path:
+    trouble = apt.update(progress)
+    if suite is not None:
+        apt.use_suite(suite)
+        trouble = apt.update(progress)
+    kernel = _real_kernel(apt, trouble)
+    target = images_dir() / f"debian-{re.sub(r'[^A-Za-z0-9.+~-]', '_', kernel.version)}"
+    if is_complete(target):
+        _make_initramfs(target, progress)
+    else:
+        _fetch_into(target, apt, kernel, progress)
+    return target
+
+
+def _make_initramfs(directory: Path, progress: Progress) -> None:
+    """Make it anew even if it is there: another version of this program may make a better one."""
+    progress("Making the initramfs", 0, 0)
+    fresh = directory / f".initramfs-{os.getpid()}"
+    fresh.write_bytes(initramfs.build(str(directory / "busybox")))
+    fresh.replace(directory / "initramfs.gz")
 
 
 def is_complete(directory: Path) -> bool:
@@ -91,8 +108,7 @@ def _fetch_into(target: Path, apt: Apt, kernel: Package, progress: Progress) -> 
         if not (work / "busybox").exists():
             raise ImageError("package busybox-static holds no busybox")
         (work / "busybox").chmod(0o755)
-        progress("Making the initramfs", 0, 0)
-        (work / "initramfs.gz").write_bytes(initramfs.build(str(work / "busybox")))
+        _make_initramfs(work, progress)
         work.chmod(0o755)
         if target.exists():
             shutil.rmtree(target)

@@ -10,7 +10,7 @@ import random
 import struct
 from collections.abc import Callable
 
-import lz4.block
+import lz4.block  # type: ignore[import-untyped]
 import pytest
 import zstandard
 from hypothesis import given, settings
