@@ -20,7 +20,7 @@ import os
 from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cffi
 
@@ -87,7 +87,7 @@ class Bell:
         self.quiet()
         if not _native.xenpy_bell_waiting(self._bell):
             return []
-        return _ffi.unpack(self._ports, _native.xenpy_bell_take(self._bell, self._ports))  # type: ignore[no-any-return]
+        return cast(list[Port], _ffi.unpack(self._ports, _native.xenpy_bell_take(self._bell, self._ports)))
 
     def quiet(self) -> None:
         """Empty the eventfd without looking at the marks."""

@@ -92,3 +92,8 @@ class XenError(Exception):
 
 class GuestCrash(Exception):
     """The guest cannot go on (a frame that cannot be pushed, say); ends that domain with reason *crash*."""
+
+
+def is_canonical(address: int) -> bool:
+    """A 48-bit virtual address, sign-extended."""
+    return address < 1 << 47 or address >= (1 << 64) - (1 << 47)

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The seam between the hypervisor and what executes guest instructions.
+
+Nothing above this package knows which emulator or accelerator runs the guest. An engine belongs to one domain and to
+that domain's thread; only `Engine.kick` may be called from others.
+
+Registers live in one block of 64-bit words, `Engine.regs`, indexed by the constants of `R`; the engine reads them when
+it enters the guest and writes them when it comes back. That makes a trap handler plain integer work.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Protocol
+
+
+class R:
+    """Word indices into `Engine.regs` (struct xpy_regs of engine.h)."""
+
+    RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11, R12, R13, R14, R15 = range(16)
+    RIP = 16
+    RFLAGS = 17
+    ES, CS, SS, DS, FS, GS = range(18, 24)
+    FS_BASE = 24
+    GS_BASE = 25
+    CR3 = 26
+    COMPAT = 27
+    KIND = 28
+    VECTOR = 29
+    ERROR = 30
+    CR2 = 31
+    COUNT = 32
+
+
+class ExitKind(IntEnum):
+    """Why the guest was left (engine.h)."""
+
+    KICKED = 0
+    SYSCALL = 1
+    EXCEPTION = 2
+    BROKEN = 3
+    SOFTINT = 4
+
+
+class EngineError(Exception):
+    """The engine cannot be used on this machine; the message says what was tried and what to do."""
+
+
+class Engine(Protocol):
+    """What runs one domain's instructions, always at CPL 3."""
+
+    regs: memoryview
+    """32 words, format 'Q', see `R`."""
+
+    def run(self) -> int:
+        """Enter the guest with `regs` and come back with an `ExitKind`; vector, error and CR2 are in `regs`."""
+
+    def step_supervisor(self) -> int:
+        """Execute one instruction with the hypervisor's rights; EXCEPTION with vector 1 when done."""
+
+    def map(self, machine_address: int, host: memoryview) -> None:
+        """Let machine memory at that address be this buffer (page-aligned, kept alive by the caller)."""
+
+    def unmap(self, machine_address: int, size: int) -> None: ...
+
+    def flush_tlb(self) -> None:
+        """Forget every cached translation before the next instruction."""
+
+    def drop_code(self, va: int, size: int) -> None:
+        """Forget translated code of the frames mapped at this address of the current address space."""
+
+    def set_gdt(self, base: int, limit: int) -> None: ...
+
+    def set_ldt(self, base: int, limit: int) -> None: ...
+
+    def set_task_switched(self, flag: bool) -> None:
+        """CR0.TS: with it set, the next FPU instruction raises #NM."""
+
+    def set_debugreg(self, n: int, value: int) -> None: ...
+
+    def set_cpuid(self, table: list[tuple[int, int | None, int, int, int, int]]) -> None:
+        """What `cpuid` answers: (leaf, subleaf or None for any, eax, ebx, ecx, edx); all other leaves are zero."""
+
+    def set_tsc(self, offset: int, trap: bool) -> None:
+        """Guest TSC = host TSC + offset; with `trap`, RDTSC raises #GP instead."""
+
+    def save_state(self) -> bytes:
+        """The whole CPU (FPU included) as an opaque blob for `restore_state` of the same engine type."""
+
+    def restore_state(self, blob: bytes) -> None: ...
+
+    def kick(self) -> None:
+        """Any thread: make `run` come back soon, or at once when it is entered next. Sticky until `clear_kick`."""
+
+    def kick_pending(self) -> bool: ...
+
+    def clear_kick(self) -> None: ...
+
+    def watch(self, eventfd: int) -> None:
+        """Kick whenever somebody writes to this eventfd (which stays its reader's to drain)."""
+
+    def set_deadline(self, monotonic_ns: int) -> None:
+        """Kick at this CLOCK_MONOTONIC time; 0 for never."""
+
+    def set_block_budget(self, blocks: int) -> None:
+        """Come back after this many translated blocks (deterministic preemption); 0 for no limit."""
+
+    def statistics(self) -> dict[str, int]: ...
+
+    def close(self) -> None: ...

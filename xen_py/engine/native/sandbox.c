@@ -31,14 +31,14 @@
 static const uint32_t allowed[] = {
     SYS_read, SYS_write, SYS_readv, SYS_writev, SYS_close, SYS_lseek, SYS_fstat, SYS_dup,
     SYS_recvmsg, SYS_sendmsg, SYS_recvfrom, SYS_sendto,
-    SYS_ppoll, SYS_epoll_pwait, SYS_epoll_ctl,
+    SYS_ppoll, SYS_pselect6, SYS_epoll_pwait, SYS_epoll_ctl,
     SYS_mmap, SYS_munmap, SYS_mprotect, SYS_mremap, SYS_madvise, SYS_brk, SYS_fallocate, SYS_membarrier,
     SYS_futex, SYS_set_robust_list, SYS_rseq, SYS_sched_yield, SYS_exit, SYS_exit_group,
     SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_rt_sigtimedwait, SYS_sigaltstack, SYS_restart_syscall,
     SYS_clock_gettime, SYS_clock_getres, SYS_clock_nanosleep, SYS_nanosleep, SYS_gettimeofday, SYS_getrusage,
     SYS_getpid, SYS_gettid, SYS_getrandom, SYS_sched_getaffinity,
 #if defined(__x86_64__)
-    SYS_poll, SYS_epoll_wait, SYS_time,
+    SYS_poll, SYS_select, SYS_epoll_wait, SYS_time,
 #endif
 };
 

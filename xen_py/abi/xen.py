@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""xen/include/public/xen.h and arch-x86/xen.h, xen-x86_64.h: numbers and layouts every PV guest relies on."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from xen_py.types import DomId
+
+
+class Hypercall(IntEnum):
+    """`__HYPERVISOR_*`."""
+
+    SET_TRAP_TABLE = 0
+    MMU_UPDATE = 1
+    SET_GDT = 2
+    STACK_SWITCH = 3
+    SET_CALLBACKS = 4
+    FPU_TASKSWITCH = 5
+    SCHED_OP_COMPAT = 6
+    PLATFORM_OP = 7
+    SET_DEBUGREG = 8
+    GET_DEBUGREG = 9
+    UPDATE_DESCRIPTOR = 10
+    MEMORY_OP = 12
+    MULTICALL = 13
+    UPDATE_VA_MAPPING = 14
+    SET_TIMER_OP = 15
+    EVENT_CHANNEL_OP_COMPAT = 16
+    XEN_VERSION = 17
+    CONSOLE_IO = 18
+    PHYSDEV_OP_COMPAT = 19
+    GRANT_TABLE_OP = 20
+    VM_ASSIST = 21
+    UPDATE_VA_MAPPING_OTHERDOMAIN = 22
+    IRET = 23
+    VCPU_OP = 24
+    SET_SEGMENT_BASE = 25
+    MMUEXT_OP = 26
+    XSM_OP = 27
+    NMI_OP = 28
+    SCHED_OP = 29
+    CALLBACK_OP = 30
+    XENOPROF_OP = 31
+    EVENT_CHANNEL_OP = 32
+    PHYSDEV_OP = 33
+    HVM_OP = 34
+    SYSCTL = 35
+    DOMCTL = 36
+    KEXEC_OP = 37
+    TMEM_OP = 38
+    ARGO_OP = 39
+    XENPMU_OP = 40
+    DM_OP = 41
+    HYPFS_OP = 42
+
+
+DOMID_SELF = DomId(0x7FF0)
+DOMID_IO = DomId(0x7FF1)
+DOMID_XEN = DomId(0x7FF2)
+DOMID_COW = DomId(0x7FF3)
+DOMID_INVALID = DomId(0x7FF4)
+DOMID_FIRST_RESERVED = DomId(0x7FF0)
+
+
+class Virq(IntEnum):
+    """`VIRQ_*`."""
+
+    TIMER = 0
+    DEBUG = 1
+    CONSOLE = 2
+    DOM_EXC = 3
+    TBUF = 4
+    DEBUGGER = 6
+    XENOPROF = 7
+    CON_RING = 8
+    PCPU_STATE = 9
+    MEM_EVENT = 10
+    ARGO = 11
+    ENOMEM = 12
+    XENPMU = 13
+
+
+NR_VIRQS = 24
+PER_VCPU_VIRQS = frozenset({Virq.TIMER, Virq.DEBUG, Virq.XENOPROF, Virq.XENPMU})
+PER_DOMAIN_VIRQS = frozenset({Virq.ARGO})
+
+MAX_VCPUS_LEGACY = 32
+"""vcpu_info structures inside shared_info (XEN_LEGACY_MAX_VCPUS)."""
+NR_EVENT_CHANNELS_2L = 4096
+"""Ports of the 2-level ABI of a 64-bit guest."""
+
+HYPERVISOR_VIRT_START = 0xFFFF800000000000
+HYPERVISOR_VIRT_END = 0xFFFF880000000000
+MACH2PHYS_VIRT_START = 0xFFFF800000000000
+MACH2PHYS_VIRT_END = 0xFFFF804000000000
+MACH2PHYS_NR_ENTRIES = (MACH2PHYS_VIRT_END - MACH2PHYS_VIRT_START) >> 3
+INVALID_M2P_ENTRY = (1 << 64) - 1
+
+FLAT_RING3_CS32 = 0xE023
+FLAT_RING3_DS32 = 0xE02B
+FLAT_RING3_CS64 = 0xE033
+FLAT_KERNEL_CS = FLAT_RING3_CS64
+FLAT_KERNEL_SS = FLAT_RING3_DS32
+FIRST_RESERVED_GDT_PAGE = 14
+FIRST_RESERVED_GDT_ENTRY = FIRST_RESERVED_GDT_PAGE * 512
+
+# struct vcpu_info (64 bytes)
+VCPU_INFO_SIZE = 64
+VCPU_INFO_UPCALL_PENDING = 0
+VCPU_INFO_UPCALL_MASK = 1
+VCPU_INFO_PENDING_SEL = 8
+VCPU_INFO_ARCH_CR2 = 16
+VCPU_INFO_TIME = 32
+
+# struct shared_info
+SHARED_INFO_EVTCHN_PENDING = 2048
+SHARED_INFO_EVTCHN_MASK = 2560
+SHARED_INFO_WC_VERSION = 3072
+SHARED_INFO_WC_SEC = 3076
+SHARED_INFO_WC_NSEC = 3080
+SHARED_INFO_WC_SEC_HI = 3084
+
+# `flags` of struct trap_info
+TI_DPL_MASK = 3
+TI_GET_IF = 4
+
+# `cmd` bits of struct mmu_update.ptr
+MMU_NORMAL_PT_UPDATE = 0
+MMU_MACHPHYS_UPDATE = 1
+MMU_PT_UPDATE_PRESERVE_AD = 2
+MMU_PT_UPDATE_NO_TRANSLATE = 3
+MMU_UPDATE_PREEMPTED = 0x80000000
+
+# update_va_mapping flags
+UVMF_TLB_FLUSH = 1
+UVMF_INVLPG = 2
+UVMF_FLUSHTYPE_MASK = 3
+
+
+class VmAssist(IntEnum):
+    """`VMASST_TYPE_*`."""
+
+    SEGMENTS_4GB = 0
+    SEGMENTS_4GB_NOTIFY = 1
+    WRITABLE_PAGETABLES = 2
+    PAE_EXTENDED_CR3 = 3
+    ARCHITECTURAL_IOPL = 4
+    RUNSTATE_UPDATE_FLAG = 5
+    M2P_STRICT = 32
+
+
+class ShutdownReason(IntEnum):
+    """`SHUTDOWN_*` of sched.h."""
+
+    POWEROFF = 0
+    REBOOT = 1
+    SUSPEND = 2
+    CRASH = 3
+    WATCHDOG = 4
+    SOFT_RESET = 5
+
+
+VGCF_IN_SYSCALL = 1 << 8
+"""`flags` of the iret frame: RCX and R11 are not restored."""

@@ -1,0 +1,600 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A domain: its vCPUs, memory, page tables, timers and pending events, and the loop that runs it.
+
+One thread owns a `Domain` and calls `step()`; only `kick()` may be called from elsewhere. Everything a guest does wrong
+costs it an errno (at the hypercall boundary, in the `hypercalls` package) or its life (`GuestCrash`, here).
+
+The hypercalls come in as a function, because this package is below the one that implements them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from xen_py import cpuid, privop, pvclock, traps
+from xen_py.abi.xen import (
+    FLAT_KERNEL_CS,
+    INVALID_M2P_ENTRY,
+    MAX_VCPUS_LEGACY,
+    TI_DPL_MASK,
+    VCPU_INFO_SIZE,
+    VCPU_INFO_TIME,
+    VCPU_INFO_UPCALL_MASK,
+    VCPU_INFO_UPCALL_PENDING,
+    Hypercall,
+    ShutdownReason,
+    Virq,
+    VmAssist,
+)
+from xen_py.clock import Clock
+from xen_py.engine import Engine, ExitKind, R
+from xen_py.evtchn import ChannelState, LocalPort, PendingEvents
+from xen_py.frames import FrameFlag, FrameTable, FrameType
+from xen_py.guestmem import GuestAccess
+from xen_py.hvspace import GDT_LIMIT, LDT_OFFSET, PRIVATE_VA, VCPU_SPAN, HypervisorSpace, gdt_va, ldt_va
+from xen_py.link import HostLink
+from xen_py.memory import GuestMemory
+from xen_py.mmu import PRESENT, RW, PageTables
+from xen_py.runstate import RunstateClock
+from xen_py.spec import Blocked, DomainInfo, DomainSpec, Kicked, Shutdown, Step, VcpuInfo
+from xen_py.types import Errno, GuestCrash, Mfn, Port, VcpuId, XenError
+from xen_py.vcpu import Runstate, Vcpu
+
+Dispatch = Callable[["Domain", Vcpu, int, int, int, int, int, int, int], int]
+"""hypercall(domain, vcpu, number, a1..a6) -> result, negative for -errno."""
+
+_M64 = (1 << 64) - 1
+_PF_PRESENT, _PF_WRITE, _PF_RESERVED, _PF_FETCH = 1, 2, 8, 16
+
+
+class Domain:
+    """See the module."""
+
+    def __init__(
+        self,
+        spec: DomainSpec,
+        memory: GuestMemory,
+        link: HostLink,
+        clock: Clock,
+        engine: Engine,
+        hypercall: Dispatch,
+    ) -> None:
+        self.spec = spec
+        self.domid = spec.domid
+        self.memory = memory
+        self.link = link
+        self.clock = clock
+        self.engine = engine
+        self._hypercall = hypercall
+        self.counters: Counter[str] = Counter()
+        self.hypercall_counts: Counter[int] = Counter()
+        self._said: set[str] = set()
+        self.vm_assist = 0
+        self.architectural_iopl = False
+        self.writable_pagetables = False
+        self.shutdown: Shutdown | None = None
+        self.grant_frames = 1
+        self.access = GuestAccess(memory)
+        self.frames = FrameTable(spec.memory)
+        engine.map(spec.memory.mfn_base << 12, memory.bytes)
+        self.space = HypervisorSpace(self.frames, memory, engine, spec.vcpus)
+        self.pages = PageTables(self.frames, memory.words, self.space, engine.flush_tlb, self._frame_freed)
+        at = spec.memory.index(spec.memory.shared_info_mfn) << 12
+        self.shared_info = memory.bytes[at : at + 4096]
+        self.vcpus = [Vcpu(VcpuId(n)) for n in range(spec.vcpus)]
+        for v in self.vcpus:
+            v.info_offset = at + VCPU_INFO_SIZE * min(v.id, MAX_VCPUS_LEGACY - 1)
+        self.events = PendingEvents(self.shared_info, self._vcpu_info)
+        self.runstates = RunstateClock(self)
+        self._tsc_scale = pvclock.scale(clock.tsc_khz())
+        self._cpuid_rows = cpuid.cpuid_table(clock.tsc_khz(), random=not clock.virtual)
+        engine.set_cpuid(self._cpuid_rows)
+        if clock.virtual:
+            engine.set_tsc(0, trap=True)
+        self.current = self.vcpus[0]
+        self._handlers: dict[int, Callable[[Vcpu], Step | None]] = {
+            ExitKind.KICKED: self._on_kick,
+            ExitKind.SYSCALL: self._on_syscall,
+            ExitKind.EXCEPTION: self._on_exception,
+            ExitKind.SOFTINT: self._on_software_interrupt,
+            ExitKind.BROKEN: self._on_broken,
+        }
+        self._start()
+
+    # ---- birth ----
+
+    def _start(self) -> None:
+        """Own the memory, type the page tables, and put vCPU 0 before its first instruction."""
+        spec, geometry = self.spec, self.spec.memory
+        for i in range(spec.nr_pages):
+            self.frames.allocate(i)
+            self.space.m2p[i] = i
+        for i in range(geometry.max_pages, geometry.nr_frames):
+            self.frames.allocate_special(i)
+        for v in self.vcpus:
+            self.memory.bytes[v.info_offset + VCPU_INFO_UPCALL_MASK] = 1
+        for port in (spec.store_port, spec.console_port):
+            self.events.opened(port, LocalPort(ChannelState.UNBOUND, VcpuId(0)))
+        pvclock.write_wall_clock(self.shared_info, self.clock)
+        v = self.vcpus[0]
+        self.pages.pin(spec.start.cr3, FrameType.L4)
+        self.pages.get_page_and_type(spec.start.cr3, FrameType.L4)
+        v.root = spec.start.cr3
+        r = self.engine.regs
+        r[R.RIP] = spec.start.rip
+        r[R.RSP] = spec.start.rsp
+        r[R.RSI] = spec.start.rsi
+        r[R.RFLAGS] = 0x202
+        r[R.CS], r[R.SS] = FLAT_KERNEL_CS, 0xE02B
+        self.engine.set_gdt(gdt_va(0), GDT_LIMIT)
+        self.set_root(v, v.root)
+        v.online = v.initialised = True
+        now = self.clock.now()
+        v.periodic_next = now + v.periodic_period
+        for each in self.vcpus:
+            each.runstate_since = now
+        self.runstates.change(v, Runstate.RUNNABLE)
+        self.update_time(v)
+
+    # ---- small services for hypercalls and traps ----
+
+    def _vcpu_info(self, vcpu: VcpuId) -> memoryview:
+        at = self.vcpus[vcpu].info_offset
+        return self.memory.bytes[at : at + VCPU_INFO_SIZE]
+
+    def log(self, text: str) -> None:
+        self.link.log(f"d{self.domid}: {text}")
+
+    def log_once(self, key: str, text: str) -> None:
+        if key not in self._said:
+            self._said.add(key)
+            self.log(text)
+
+    def set_root(self, v: Vcpu, root: Mfn) -> None:
+        """Run on that L4 from now on. It must hold a type reference."""
+        self.engine.regs[R.CR3] = root << 12
+        self.access.root_index = root - self.frames.base
+
+    def new_root(self, v: Vcpu, root: Mfn) -> None:
+        """MMUEXT_NEW_BASEPTR."""
+        if root == v.root:
+            self.engine.flush_tlb()
+            return
+        i = self.pages.get_page_and_type(root, FrameType.L4)
+        self.space.fill_l4(self.memory.words, i * 512)
+        self.drop_ldt(v)
+        old, v.root = v.root, root
+        if v.kernel_mode:
+            self.set_root(v, root)
+        self.pages.put_page_and_type(self.frames.index(old))
+
+    def new_user_root(self, v: Vcpu, root: Mfn) -> None:
+        """MMUEXT_NEW_USER_BASEPTR; 0 takes it away."""
+        if root == v.user_root:
+            return
+        if root:
+            i = self.pages.get_page_and_type(root, FrameType.L4)
+            if self.vm_assist >> VmAssist.M2P_STRICT & 1:
+                self.space.hide_m2p(self.memory.words, i * 512)
+        old, v.user_root = v.user_root, root
+        if old:
+            self.pages.put_page_and_type(self.frames.index(old))
+
+    def assists_changed(self) -> None:
+        self.writable_pagetables = bool(self.vm_assist >> VmAssist.WRITABLE_PAGETABLES & 1)
+        self.architectural_iopl = bool(self.vm_assist >> VmAssist.ARCHITECTURAL_IOPL & 1)
+
+    def yield_cpu(self, v: Vcpu) -> None:
+        """SCHEDOP_yield: let whoever waits for the domain's thread have it."""
+        self.counters["yields"] += 1
+
+    def allocate_frames(self, order: int, gpfn: int | None) -> Mfn:
+        """Give the domain 2**order adjoining frames it may still have; they become gpfn.. in the m2p table."""
+        n = 1 << order
+        if self.frames.allocated + n > self.spec.memory.max_pages:
+            raise XenError(Errno.ENOMEM, f"the domain has all of its {self.spec.memory.max_pages} pages")
+        first = self.frames.find_free(n)
+        for k in range(n):
+            self.frames.allocate(first + k)
+            self.space.m2p[first + k] = INVALID_M2P_ENTRY if gpfn is None else gpfn + k & _M64
+        return self.frames.mfn(first)
+
+    def release_frame(self, i: int) -> None:
+        """decrease_reservation: the domain gives up the frame; it goes when its last mapping is gone."""
+        if not self.frames.flags[i] & FrameFlag.RESERVED:
+            raise XenError(Errno.EINVAL, f"MFN {self.frames.mfn(i):#x} is not the domain's to release")
+        self.frames.flags[i] &= ~FrameFlag.RESERVED
+        self.pages.put_page(i)
+
+    def _frame_freed(self, i: int) -> None:
+        self.space.m2p[i] = INVALID_M2P_ENTRY
+        self.memory.punch(self.frames.mfn(i))
+        self.engine.flush_tlb()
+
+    def set_task_switched(self, v: Vcpu, flag: bool) -> None:
+        if v.cr0_ts != flag:
+            v.cr0_ts = flag
+            self.engine.set_task_switched(flag)
+
+    def set_gdt(self, v: Vcpu, mfns: list[Mfn], entries: int) -> None:
+        """Replace the GDT; all frames or none."""
+        taken: list[int] = []
+        try:
+            for mfn in mfns:
+                taken.append(self.pages.get_page_and_type(mfn, FrameType.SEGDESC))
+        except XenError:
+            for i in taken:
+                self.pages.put_page_and_type(i)
+            raise
+        for page, old in enumerate(v.gdt_frames):
+            self.space.set_gdt_page(v.id, page, None)
+            self.pages.put_page_and_type(self.frames.index(old))
+        for page, mfn in enumerate(mfns):
+            self.space.set_gdt_page(v.id, page, mfn << 12)
+        v.gdt_frames, v.gdt_entries = mfns, entries
+        self.engine.flush_tlb()
+
+    def set_ldt(self, v: Vcpu, base: int, entries: int) -> None:
+        if (v.ldt_base, v.ldt_entries) == (base, entries):
+            return
+        self.drop_ldt(v)
+        v.ldt_base, v.ldt_entries = base, entries
+        self.engine.set_ldt(ldt_va(v.id), entries * 8 - 1 if entries else 0)
+
+    def drop_ldt(self, v: Vcpu) -> None:
+        """Forget which frames the LDT lies in; they are looked up again when used."""
+        if not v.ldt_frames:
+            return
+        for page, mfn in v.ldt_frames.items():
+            self.space.set_ldt_page(v.id, page, None)
+            self.pages.put_page_and_type(self.frames.index(mfn))
+        v.ldt_frames = {}
+        self.engine.flush_tlb()
+
+    def _map_ldt_page(self, v: Vcpu, page: int) -> bool:
+        """A descriptor of a not yet mapped page of the LDT is wanted: map it, if it is one."""
+        if page in v.ldt_frames or page * 512 >= v.ldt_entries:
+            return False
+        try:
+            offset = self.access.translate(v.ldt_base + page * 4096, False)
+            mfn = self.frames.mfn(offset >> 12)
+            self.pages.get_page_and_type(mfn, FrameType.SEGDESC)
+        except XenError:
+            return False
+        v.ldt_frames[page] = mfn
+        self.space.set_ldt_page(v.id, page, mfn << 12)
+        return True
+
+    def descriptor(self, v: Vcpu, selector: int) -> int:
+        """The raw descriptor a selector names, 0 when there is none."""
+        n = selector >> 3
+        if selector & 4:
+            if n >= v.ldt_entries:
+                return 0
+            page = n // 512
+            if page not in v.ldt_frames and not self._map_ldt_page(v, page):
+                return 0
+            mfn = v.ldt_frames[page]
+        elif n < v.gdt_entries:
+            mfn = v.gdt_frames[n // 512]
+        else:
+            return self.space.reserved_descriptor(selector & ~3)
+        return self.memory.words[(mfn - self.frames.base) * 512 + n % 512]
+
+    def is_long_mode_selector(self, v: Vcpu, selector: int) -> bool:
+        """Whether code runs in 64-bit mode with that CS."""
+        return selector == FLAT_KERNEL_CS or bool(self.descriptor(v, selector) >> 53 & 1)
+
+    def cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
+        for row_leaf, row_sub, eax, ebx, ecx, edx in self._cpuid_rows:
+            if row_leaf == leaf and row_sub in (None, subleaf):
+                return eax, ebx, ecx, edx
+        return 0, 0, 0, 0
+
+    # ---- time ----
+
+    def update_time(self, v: Vcpu) -> None:
+        """Write vcpu_time_info (and the copy the guest asked for) for this moment."""
+        tsc, now = self.clock.tsc(), self.clock.now()
+        v.time_version = (v.time_version + 2) & 0xFFFFFFFE
+        record = pvclock.time_record(v.time_version, tsc, now, *self._tsc_scale)
+        at = v.info_offset + VCPU_INFO_TIME
+        self.memory.bytes[at : at + 32] = record
+        if v.time_area:
+            self.write_kernel(v, v.time_area, record)
+
+    def write_kernel(self, v: Vcpu, va: int, data: bytes) -> None:
+        """Write guest memory through the kernel's page tables in either mode; a bad address is ignored."""
+        access = self.access
+        root, access.root_index = access.root_index, v.root - self.frames.base
+        try:
+            access.write(va, data)
+        except XenError:
+            self.log_once(f"area {va:#x}", f"registered area at {va:#x} cannot be written")
+        finally:
+            access.root_index = root
+
+    def next_deadline(self) -> int:
+        """The earliest timer of any vCPU in system time, 0 for none."""
+        best = 0
+        for v in self.vcpus:
+            if v.online:
+                for t in (v.singleshot, v.periodic_next, v.poll_deadline if v.polling else 0):
+                    if t and (not best or t < best):
+                        best = t
+        return best
+
+    def arm_timer(self) -> None:
+        """Let the engine come back when the next timer is due."""
+        if not self.clock.virtual:
+            self.engine.set_deadline(self.next_deadline())
+
+    def run_timers(self) -> None:
+        """Raise the timer events that are due."""
+        now = self.clock.now()
+        for v in self.vcpus:
+            if not v.online:
+                continue
+            due = False
+            if v.singleshot and v.singleshot <= now:
+                v.singleshot = 0
+                due = True
+            if v.periodic_next and v.periodic_next <= now:
+                missed = (now - v.periodic_next) // v.periodic_period
+                v.periodic_next += (missed + 1) * v.periodic_period
+                due = True
+            if due:
+                self.raise_virq(v, Virq.TIMER)
+            if v.polling and v.poll_deadline and v.poll_deadline <= now:
+                self._end_poll(v)
+        self.arm_timer()
+
+    # ---- events ----
+
+    def raise_virq(self, v: Vcpu, virq: int) -> None:
+        port = self.events.virq_port(virq, v.id)
+        if port is not None:
+            self.deliver(port)
+
+    def deliver(self, port: Port) -> None:
+        """An event for one of our ports: mark it pending, wake whom it concerns. On the domain's thread only."""
+        vcpu = self.events.raise_port(port)
+        if vcpu is not None:
+            self.vcpus[vcpu].blocked = False
+        for v in self.vcpus:
+            if v.polling and port in v.polling:
+                self._end_poll(v)
+
+    def _end_poll(self, v: Vcpu) -> None:
+        v.polling = ()
+        v.poll_deadline = 0
+        v.blocked = False
+
+    def upcall_due(self, v: Vcpu) -> bool:
+        info, memory = v.info_offset, self.memory.bytes
+        return bool(memory[info + VCPU_INFO_UPCALL_PENDING]) and not memory[info + VCPU_INFO_UPCALL_MASK]
+
+    # ---- the loop ----
+
+    def step(self) -> Step:
+        """Run until the outside is needed. Never raises for what the guest does."""
+        if self.shutdown is not None:
+            return self.shutdown
+        try:
+            return self._loop()
+        except GuestCrash as crash:
+            return self._crash(str(crash))
+
+    def _loop(self) -> Step:
+        engine, regs, handlers = self.engine, self.engine.regs, self._handlers
+        memory = self.memory.bytes
+        while True:
+            v = self.current
+            if v.blocked:
+                switched = self._next_runnable(v)
+                if switched is None:
+                    return self._sleep()
+                v = switched
+            if v.runstate != Runstate.RUNNING:
+                self.runstates.change(v, Runstate.RUNNING)
+                self.update_time(v)
+            info = v.info_offset
+            if memory[info] and not memory[info + 1]:
+                traps.deliver_events(self, v)
+            engine.run()
+            result = handlers[regs[R.KIND]](v)
+            if result is not None:
+                if v.runstate == Runstate.RUNNING:
+                    self.runstates.change(v, Runstate.RUNNABLE)
+                return result
+
+    def _next_runnable(self, v: Vcpu) -> Vcpu | None:
+        """The vCPU to run when `v` sleeps: itself if an event has come, else another that can run."""
+        if not v.polling and self.upcall_due(v):
+            v.blocked = False
+        return None if v.blocked else v
+
+    def _sleep(self) -> Step:
+        v = self.current
+        if v.runstate == Runstate.RUNNING:
+            self.runstates.change(v, Runstate.BLOCKED)
+        deadline = self.next_deadline()
+        now = self.clock.now()
+        if deadline and deadline <= now:
+            self.run_timers()
+            if not v.blocked or self.upcall_due(v):
+                return Kicked()
+            deadline = self.next_deadline()
+        self.engine.clear_kick()
+        return Blocked(deadline or None)
+
+    def kick(self) -> None:
+        """Any thread: make a running `step` come back soon, or the next one at once."""
+        self.engine.kick()
+
+    def watch_kick_fd(self, fd: int) -> None:
+        self.engine.watch(fd)
+
+    # ---- exits ----
+
+    def _on_kick(self, v: Vcpu) -> Step | None:
+        self.engine.clear_kick()
+        self.run_timers()
+        self.update_time(v)
+        self.counters["kicks"] += 1
+        return Kicked()
+
+    def _on_syscall(self, v: Vcpu) -> Step | None:
+        if not v.kernel_mode:
+            self.counters["guest_syscalls"] += 1
+            traps.guest_syscall(self, v)
+            return None
+        r = self.engine.regs
+        number = r[R.RAX]
+        self.hypercall_counts[number] += 1
+        if number == Hypercall.IRET:
+            traps.iret(self, v)
+            return None
+        result = self._hypercall(self, v, number, r[R.RDI], r[R.RSI], r[R.RDX], r[R.R10], r[R.R8], r[R.R9])
+        if self.current is v:
+            r[R.RAX] = result & _M64
+        return self.shutdown
+
+    def _on_exception(self, v: Vcpu) -> Step | None:
+        r = self.engine.regs
+        vector = r[R.VECTOR]
+        if vector == traps.PF:
+            return self._on_page_fault(v)
+        error = r[R.ERROR]
+        if (vector == traps.GP and not error and privop.emulate(self, v)) or (
+            vector == traps.UD and privop.forced_cpuid(self, v)
+        ):
+            self.counters["emulated"] += 1
+            return self.shutdown
+        if vector == traps.NM:
+            self.set_task_switched(v, False)
+        elif vector == traps.DB:
+            v.debugregs[6] |= 0x4000
+        elif vector in (8, 18):
+            raise GuestCrash(f"exception {vector} at RIP {r[R.RIP]:#x}")
+        traps.inject_exception(self, v, vector, error)
+        return None
+
+    def _on_page_fault(self, v: Vcpu) -> Step | None:
+        r = self.engine.regs
+        address, error = r[R.CR2], r[R.ERROR]
+        private = address - PRIVATE_VA - v.id * VCPU_SPAN - LDT_OFFSET
+        if 0 <= private < 16 * 4096 and not error & _PF_PRESENT and self._map_ldt_page(v, private >> 12):
+            return None
+        if (
+            error & (_PF_PRESENT | _PF_WRITE | _PF_RESERVED | _PF_FETCH) == _PF_PRESENT | _PF_WRITE
+            and v.kernel_mode
+            and self.writable_pagetables
+            and self._trapped_write(v, address)
+        ):
+            self.counters["trapped_writes"] += 1
+            return None
+        self.counters["page_faults"] += 1
+        traps.inject_exception(self, v, traps.PF, error, address)
+        return None
+
+    def _trapped_write(self, v: Vcpu, address: int) -> bool:
+        """A write to a read-only mapping of an L1 table: carry it out and check what it wrote.
+
+        The instruction is executed with the hypervisor's rights; then the changed word is taken back, checked, and
+        done properly. Anything but one naturally aligned store inside one entry, or an entry that the guest may not
+        have, is undone and left to the guest as its page fault.
+        """
+        at = self.pages.l1_address(Mfn(self.access.root_index + self.frames.base), address)
+        if at is None:
+            return False
+        entry = self.memory.words[at]
+        if entry & (PRESENT | RW) != PRESENT:
+            return False
+        i = ((entry & 0x000FFFFFFFFFF000) >> 12) - self.frames.base
+        frames = self.frames
+        if frames.types[i] != FrameType.L1 or not frames.type_counts[i] or frames.flags[i] & FrameFlag.SPECIAL:
+            return False
+        words = self.memory.words
+        table = self.memory.bytes[i << 12 : (i + 1) << 12]
+        before = bytes(table)
+        r = self.engine.regs
+        saved = r.tolist()
+        kind = self.engine.step_supervisor()
+        done = kind == ExitKind.EXCEPTION and r[R.VECTOR] == traps.DB and r[R.CS] == saved[R.CS]
+        word = i * 512 + ((address & 0xFFF) >> 3)
+        new = words[word]
+        words[word] = int.from_bytes(before[address & 0xFF8 : (address & 0xFF8) + 8], "little")
+        if bytes(table) != before:  # more than that one word
+            table[:] = before
+            done = False
+        if done:
+            try:
+                self.pages.set_l1(word, new)
+            except XenError as e:
+                self.log_once("ptwr", f"refused page-table write at {r[R.RIP]:#x}: {e}")
+                done = False
+        if not done:
+            for n, value in enumerate(saved):
+                r[n] = value
+        return done
+
+    def _on_software_interrupt(self, v: Vcpu) -> Step | None:
+        r = self.engine.regs
+        vector = r[R.VECTOR]
+        gate = v.traps[vector]
+        if vector not in (traps.BP, traps.OF) and gate.flags & TI_DPL_MASK < (1 if v.kernel_mode else 3):
+            r[R.RIP] = r[R.RIP] - 2 & _M64
+            traps.inject_exception(self, v, traps.GP, vector << 3 | 2)
+            return None
+        if not gate.address:
+            raise GuestCrash(f"unhandled interrupt {vector} at RIP {r[R.RIP]:#x}")
+        traps.inject_software(self, v, vector)
+        return None
+
+    def _on_broken(self, v: Vcpu) -> Step | None:
+        r = self.engine.regs
+        raise GuestCrash(f"the CPU stopped at RIP {r[R.RIP]:#x} (emulator error {r[R.ERROR]})")
+
+    def _crash(self, why: str) -> Shutdown:
+        self.log(f"domain crashed: {why}")
+        self.shutdown = Shutdown(ShutdownReason.CRASH, why)
+        return self.shutdown
+
+    # ---- looking, ending ----
+
+    def info(self) -> DomainInfo:
+        now = self.clock.now()
+        infos = tuple(
+            VcpuInfo(
+                v.id,
+                v.online,
+                v.runstate == Runstate.RUNNING,
+                v.runstate == Runstate.BLOCKED,
+                self.runstates.time_in(v, Runstate.RUNNING, now),
+            )
+            for v in self.vcpus
+        )
+        return DomainInfo(
+            sum(i.cpu_time_ns for i in infos), self.frames.allocated, self.spec.memory.max_pages, infos
+        )
+
+    def statistics(self) -> dict[str, Any]:
+        return {
+            "engine": self.engine.statistics(),
+            "counters": dict(self.counters),
+            "hypercalls": {
+                (Hypercall(n).name.lower() if n in Hypercall._value2member_map_ else str(n)): count
+                for n, count in self.hypercall_counts.most_common()
+            },
+            "events": self.events.statistics(),
+            "frames": self.frames.statistics(),
+        }
+
+    def close(self) -> None:
+        self.engine.close()
+        self.space.close()
+        self.frames.close()
+        self.shared_info.release()

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Taking a guest into its kernel: exceptions, events, syscalls, and the way back by iret.
+
+A PV guest has no IDT of its own. What a CPU would push on the kernel's stack the hypervisor pushes (a *bounce frame*):
+from the top [SS, RSP, RFLAGS, CS and saved upcall mask, RIP, (error code), R11, RCX]. A guest whose frame cannot be
+pushed cannot go on and is crashed. Source: create_bounce_frame of xen/arch/x86/x86_64/entry.S, pv/traps.c, pv/iret.c.
+
+These functions work on the engine's registers of the current vCPU; owned by the domain's thread.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import TYPE_CHECKING
+
+from xen_py.abi.xen import (
+    FLAT_KERNEL_CS,
+    FLAT_KERNEL_SS,
+    HYPERVISOR_VIRT_END,
+    HYPERVISOR_VIRT_START,
+    TI_GET_IF,
+    VCPU_INFO_UPCALL_MASK,
+    VCPU_INFO_UPCALL_PENDING,
+    VGCF_IN_SYSCALL,
+)
+from xen_py.engine import R
+from xen_py.types import GuestCrash, XenError
+
+if TYPE_CHECKING:
+    from xen_py.domain import Domain
+    from xen_py.vcpu import Vcpu
+
+CF, TF, IF, DF, IOPL, NT, RF, VM, AC = 1, 0x100, 0x200, 0x400, 0x3000, 0x4000, 0x10000, 0x20000, 0x40000
+EFLAGS_ALL = 0x3F7FD5
+"""Every flag that exists (X86_EFLAGS_ALL): CF PF AF ZF SF TF IF DF OF IOPL NT RF VM AC VIF VIP ID."""
+
+DE, DB, NMI, BP, OF, UD, NM, TS, NP, SS, GP, PF, MF, AC_VECTOR, XM = 0, 1, 2, 3, 4, 6, 7, 10, 11, 12, 13, 14, 16, 17, 19
+_HAS_ERROR_CODE = frozenset({8, 10, 11, 12, 13, 14, 17})
+_PF_USER = 4
+
+_frame7 = Struct("<7Q")
+_frame8 = Struct("<8Q")
+_iret = Struct("<9Q")
+
+
+def toggle_mode(d: Domain, v: Vcpu) -> None:
+    """Switch between guest kernel and guest user mode: the GS base and the page tables change."""
+    r = d.engine.regs
+    if v.kernel_mode:
+        v.gs_base_kernel = r[R.GS_BASE]
+        r[R.GS_BASE] = v.gs_base_user
+        v.kernel_mode = False
+        d.set_root(v, v.user_root)
+    else:
+        v.gs_base_user = r[R.GS_BASE]
+        r[R.GS_BASE] = v.gs_base_kernel
+        v.kernel_mode = True
+        d.set_root(v, v.root)
+
+
+def bounce(d: Domain, v: Vcpu, target: int, mask_events: bool, error: int | None) -> None:
+    """Push a frame for what is in the registers now and go to `target`."""
+    r = d.engine.regs
+    if not target:
+        raise GuestCrash(f"no handler: unhandled trap at {r[R.RIP]:#x}")
+    cs = r[R.CS]
+    if v.kernel_mode:
+        rsp = r[R.RSP]
+        cs &= ~3
+    else:
+        toggle_mode(d, v)
+        rsp = v.kernel_sp
+    rsp &= ~0xF
+    if HYPERVISOR_VIRT_START < rsp < HYPERVISOR_VIRT_END + 64:
+        raise GuestCrash(f"kernel stack {rsp:#x} lies in the hypervisor's space")
+    info = v.info_offset
+    memory = d.memory.bytes
+    mask = memory[info + VCPU_INFO_UPCALL_MASK]
+    if mask_events:
+        memory[info + VCPU_INFO_UPCALL_MASK] = mask | 1
+    flags = r[R.RFLAGS] & ~(IF | IOPL) | v.iopl
+    if not mask:
+        flags |= IF
+    tail = (r[R.RIP], cs | mask << 32, flags, r[R.RSP], r[R.SS])
+    if error is None:
+        frame = _frame7.pack(r[R.RCX], r[R.R11], *tail)
+    else:
+        frame = _frame8.pack(r[R.RCX], r[R.R11], error, *tail)
+    rsp = rsp - len(frame) & 0xFFFFFFFFFFFFFFFF
+    try:
+        d.access.write(rsp, frame)
+    except XenError as e:
+        raise GuestCrash(f"trap frame cannot be pushed at {rsp:#x} ({e.why}); RIP {r[R.RIP]:#x}") from None
+    r[R.RFLAGS] = r[R.RFLAGS] & ~(AC | VM | RF | NT | TF | IOPL) | IF
+    r[R.SS] = FLAT_KERNEL_SS
+    r[R.RSP] = rsp
+    r[R.CS] = FLAT_KERNEL_CS
+    r[R.COMPAT] = 0
+    r[R.RIP] = target
+
+
+def inject_exception(d: Domain, v: Vcpu, vector: int, error: int = 0, cr2: int = 0) -> None:
+    """Deliver a hardware exception to the guest's trap handler."""
+    gate = v.traps[vector]
+    if not gate.address:
+        r = d.engine.regs
+        detail = f", address {cr2:#x}, error {error:#x}" if vector == PF else f", error {error:#x}"
+        raise GuestCrash(f"unhandled exception {vector} at RIP {r[R.RIP]:#x}{detail}")
+    if vector == PF:
+        d.memory.words[v.info_offset + 16 >> 3] = cr2
+        error &= ~_PF_USER
+        if not v.kernel_mode:
+            error |= _PF_USER
+    bounce(d, v, gate.address, bool(gate.flags & TI_GET_IF), error if vector in _HAS_ERROR_CODE else None)
+
+
+def inject_software(d: Domain, v: Vcpu, vector: int) -> None:
+    """Deliver `int n`; RIP is behind the instruction already."""
+    gate = v.traps[vector]
+    bounce(d, v, gate.address, bool(gate.flags & TI_GET_IF), None)
+
+
+def deliver_events(d: Domain, v: Vcpu) -> bool:
+    """Make the event upcall when one is due; True when it was made."""
+    info = v.info_offset
+    memory = d.memory.bytes
+    if not memory[info + VCPU_INFO_UPCALL_PENDING] or memory[info + VCPU_INFO_UPCALL_MASK]:
+        return False
+    if not v.event_callback:
+        return False
+    bounce(d, v, v.event_callback, True, None)
+    d.counters["upcalls"] += 1
+    return True
+
+
+def guest_syscall(d: Domain, v: Vcpu) -> None:
+    """`syscall` in guest user mode, RIP already behind it."""
+    r = d.engine.regs
+    if r[R.COMPAT]:
+        target, masks = v.syscall32_callback, v.syscall32_masks_events
+    else:
+        target, masks = v.syscall_callback, v.syscall_masks_events
+    if not target:
+        r[R.RIP] = r[R.RIP] - 2 & 0xFFFFFFFFFFFFFFFF
+        inject_exception(d, v, UD)
+        return
+    flags = r[R.RFLAGS]
+    r[R.RCX] = r[R.RIP]
+    r[R.R11] = flags
+    if r[R.COMPAT]:
+        r[R.CS], r[R.SS] = 0xE023, 0xE02B
+    else:
+        r[R.CS], r[R.SS] = 0xE033, 0xE02B
+    # What the CPU clears on `syscall` shows in the flags the kernel runs with, not in those it finds in the frame.
+    bounce(d, v, target, masks, None)
+    r[R.RFLAGS] &= ~DF
+
+
+def iret(d: Domain, v: Vcpu) -> None:
+    """The iret hypercall: go where the frame on the kernel stack says."""
+    r = d.engine.regs
+    rsp = r[R.RSP]
+    try:
+        rax, r11, rcx, flags, rip, cs, rflags, new_rsp, ss = _iret.unpack(d.access.read(rsp, 72))
+    except XenError:
+        raise GuestCrash(f"iret frame at {rsp:#x} cannot be read") from None
+    if cs & 3 == 3:
+        if not v.user_root:
+            raise GuestCrash("return to user mode without user page tables")
+        toggle_mode(d, v)
+    if d.architectural_iopl:
+        v.iopl = rflags & IOPL
+    r[R.RIP] = rip
+    r[R.CS] = (cs | 3) & 0xFFFF
+    r[R.RFLAGS] = rflags & EFLAGS_ALL & ~(IOPL | VM) | IF | 2
+    r[R.RSP] = new_rsp
+    r[R.SS] = (ss | 3) & 0xFFFF
+    if not flags & VGCF_IN_SYSCALL:
+        r[R.R11] = r11
+        r[R.RCX] = rcx
+    d.memory.bytes[v.info_offset + VCPU_INFO_UPCALL_MASK] = 0 if rflags & IF else 1
+    r[R.RAX] = rax
+    r[R.COMPAT] = int(not d.is_long_mode_selector(v, r[R.CS]))
