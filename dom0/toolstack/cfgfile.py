@@ -21,6 +21,8 @@ from typing import NamedTuple, TypeAlias
 
 import attrs
 
+from dom0.toolstack.text import printable
+
 Value: TypeAlias = "str | list[Value]"
 """Numbers stay text: what they must be depends on the key."""
 
@@ -174,7 +176,7 @@ class _Parser:
     def _report(self, text: str, line: int, message: str) -> None:
         if line <= self.bad_line:
             return
-        near = "<newline>" if text == "\n" else f"`{_printable(text.rstrip())}'"
+        near = "<newline>" if text == "\n" else f"`{printable(text.rstrip())}'"
         self.errors.append(f"{self.source}:{line}: config parsing error near {near}: {message}")
 
     # Grammar
@@ -237,7 +239,3 @@ def _dequote(word: str) -> str:
         return chr(int(escape[2], 8) & 0xFF) if escape[2] else _LETTERS.get(escape[3], "")
 
     return _ESCAPE.sub(replace, word[1:-1])
-
-
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else "?" for character in text)

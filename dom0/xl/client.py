@@ -21,6 +21,8 @@ from typing import Any, Self, TypeAlias
 
 import msgpack  # type: ignore[import-untyped]
 
+from dom0.toolstack.text import printable
+
 SOCKET_NAME = "control.sock"
 LARGEST_MESSAGE = 64 << 20
 _LENGTH = struct.Struct("<I")
@@ -92,7 +94,11 @@ class Client:
 
     def send(self, method: str, params: Mapping[str, Any] | None = None) -> None:
         """Ask without waiting; the next `receive` is the answer."""
-        packed: bytes = msgpack.packb([self._next_id, method, dict(params or {})])
+        try:
+            packed: bytes = msgpack.packb([self._next_id, method, dict(params or {})])
+        except UnicodeEncodeError as error:
+            # a word of the command line, or a path below a directory, whose bytes are no text
+            raise HostError(1, f"xl: {error.object!a} is not UTF-8 text", []) from error
         try:
             self._socket.sendall(_LENGTH.pack(len(packed)) + packed)
         except OSError as error:
@@ -113,8 +119,8 @@ class Client:
                 code, lines = payload.get("code"), payload.get("lines")
                 raise HostError(
                     code if isinstance(code, int) and 0 < code < 256 else 1,
-                    payload["message"],
-                    [str(line) for line in lines] if isinstance(lines, list) else [],
+                    printable(payload["message"]),
+                    [printable(str(line)) for line in lines] if isinstance(lines, list) else [],
                 )
             raise _nonsense(f"an answer of kind {kind!r}")
 

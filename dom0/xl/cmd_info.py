@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dom0.toolstack.text import printable
 from dom0.xl import formats
 from dom0.xl.client import HostUnavailable
 from dom0.xl.options import read_options
@@ -31,5 +32,5 @@ def dmesg(session: Session, words: list[str]) -> int:
     with session.connect(start=True) as client:
         text = str(client.call("host.dmesg", {"clear": bool(options)}))
     for line in text.splitlines():
-        session.out(formats.printable(line.expandtabs()))
+        session.out(printable(line.expandtabs()))
     return EXIT_SUCCESS

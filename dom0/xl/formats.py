@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 
+from dom0.toolstack.text import printable
 from dom0.xl.domains import DomainRow, VcpuRow
 
 _REASON_LETTERS = "-rscwS"
@@ -141,8 +142,3 @@ def _numa(fields: Mapping[str, object]) -> list[str]:
         "node:    memsize    memfree    distances",
         memory,
     ]
-
-
-def printable(text: str) -> str:
-    """Text of unknown origin, safe to show on a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)

@@ -8,6 +8,7 @@ words follow `main` in tools/xl/xl.c.
 from __future__ import annotations
 
 import getopt
+import io
 import os
 import sys
 from importlib import import_module
@@ -22,6 +23,8 @@ EXIT_INTERRUPTED = 130
 def main(argv: list[str] | None = None) -> int:
     """Run xl with the words after its name (those of the process unless given); returns the exit status."""
     session = Session()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name is no reason to fail where the locale lacks a letter
     try:
         status = _run(session, sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
@@ -37,9 +40,12 @@ def main(argv: list[str] | None = None) -> int:
         status = EXIT_FAILURE
     except KeyboardInterrupt:
         status = EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has gone. What is left in the buffer must not be tried again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        # Most likely our output: a full disk, or (no need to say so) a reader that has gone. What is left in the
+        # buffer must not be tried again at exit.
+        if not isinstance(error, BrokenPipeError):
+            session.say(f"xl: {error}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         status = EXIT_FAILURE
     return status
 
@@ -54,10 +60,9 @@ def _run(session: Session, words: list[str]) -> int:
         flags, words = getopt.getopt(words, "vftTN")
     except getopt.GetoptError:
         raise Stop(EXIT_FAILURE, "unknown global option") from None
-    for flag, _ in flags:
+    for flag, _ in flags:  # -f is accepted and, as in xl, nothing looks at it
         session.verbose += flag == "-v"
         session.dry_run |= flag == "-N"
-        session.force |= flag == "-f"
         session.progress_cr |= flag == "-t"
         session.timestamps |= flag == "-T"
     if not words:

@@ -11,7 +11,7 @@ import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from dom0.xl.formats import printable
+from dom0.toolstack.text import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

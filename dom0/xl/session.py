@@ -42,8 +42,6 @@ class Session:
 
     verbose: int = 0
     dry_run: bool = False
-    force: bool = False
-    """Parsed and kept, as in xl, where nothing looks at it any more."""
     progress_cr: bool = False
     timestamps: bool = False
 

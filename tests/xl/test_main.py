@@ -110,11 +110,11 @@ def test_missing_arguments(xl: Xl, command: str, required: int) -> None:
 
 
 def test_details_of_an_error_are_for_the_verbose(host: FakeHost, xl: Xl) -> None:
-    host.refusals["domain.pause"] = Refused("it will not pause", 3, ("one", "two"))
-    assert xl("pause", "gpv") == (3, "", "it will not pause\n")
-    assert xl("-v", "pause", "gpv") == (3, "", "it will not pause\none\ntwo\n")
+    host.refusals["domain.pause"] = Refused("it will not\x1b pause", 3, ("one", "two"))
+    assert xl("pause", "gpv") == (3, "", "it will not? pause\n")
+    assert xl("-v", "pause", "gpv") == (3, "", "it will not? pause\none\ntwo\n")
     stamped = xl("-T", "pause", "gpv").err
-    assert stamped.endswith(f"[{os.getpid()}] it will not pause\n")
+    assert stamped.endswith(f"[{os.getpid()}] it will not? pause\n")
 
 
 def test_a_bad_run_directory_is_one_line(rundir: Path, xl: Xl) -> None:
@@ -138,6 +138,35 @@ def test_a_reader_that_leaves_is_no_traceback(host: FakeHost) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 1
+
+
+def test_a_full_disk_is_one_line(host: FakeHost) -> None:
+    with open("/dev/full", "wb") as full:
+        ran = subprocess.run([sys.executable, "-m", "dom0.xl.main", "info"], stdout=full, stderr=subprocess.PIPE)
+    assert (ran.returncode, ran.stderr) == (1, b"xl: [Errno 28] No space left on device\n")
+
+
+def test_a_vanished_working_directory_is_one_line(host: FakeHost, tmp_path: Path) -> None:
+    cfg = tmp_path / "guest.cfg"
+    cfg.write_text("name='x'\nkernel='k'\n")
+    (tmp_path / "gone").mkdir()
+    script = f"cd {tmp_path}/gone && rmdir {tmp_path}/gone && exec {sys.executable} -m dom0.xl.main create -q {cfg}"
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    ran = subprocess.run(["sh", "-c", script], stderr=subprocess.PIPE, env=env)
+    assert (ran.returncode, ran.stderr) == (1, b"xl: [Errno 2] No such file or directory\n")
+
+
+def test_words_that_are_no_text_are_one_line(host: FakeHost, xl: Xl) -> None:
+    assert xl("rename", "gpv", "\udcff") == (
+        1, "", "xl: '\\udcff' is not UTF-8 text\nCan't rename domain 'gpv'.\n"
+    )  # fmt: skip
+
+
+def test_a_letter_the_locale_lacks(host: FakeHost) -> None:
+    host.domains[3]["name"] = "\u732b"
+    env = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    ran = subprocess.run([sys.executable, "-m", "dom0.xl.main", "domname", "3"], stdout=subprocess.PIPE, env=env)
+    assert (ran.returncode, ran.stdout) == (0, b"\\u732b\n")
 
 
 def test_interrupt_is_a_clean_end(host: FakeHost) -> None:

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import random
+import select
 import signal
 import socket
 import subprocess
@@ -43,6 +44,7 @@ class Console:
     def read(self, count: int) -> bytes:
         data = b""
         while len(data) < count:
+            assert select.select([self.master], [], [], PATIENCE)[0], "xl shows nothing"
             data += os.read(self.master, min(count - len(data), 1 << 16))
         return data
 
@@ -88,6 +90,7 @@ class Guest:
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
+        connection.settimeout(PATIENCE)
         self.over = threading.Event()
 
     def read(self, count: int) -> bytes:
