@@ -27,8 +27,8 @@ class Connection:
     """A client's state. `flush` is the transport's: send what is in `out`, which an event has just been put into."""
 
     __slots__ = (
-        "_dirty", "_held", "_next_tx", "_overflow", "account", "base", "domid", "features", "flush", "held_until", "id",
-        "more", "out", "privileged", "rest", "room", "stalled", "target", "transactions", "watches",
+        "_dirty", "_held", "_next_tx", "_overflow", "account", "backlog", "base", "domid", "features", "flush",
+        "held_until", "id", "more", "out", "privileged", "rest", "room", "stalled", "target", "transactions", "watches",
     )  # fmt: skip
 
     def __init__(
@@ -52,6 +52,8 @@ class Connection:
         """Bytes of replies that may be made before they must be sent."""
         self.out: list[bytes] = []
         """What the transport shall send next."""
+        self.backlog = b""
+        """What the transport has taken and could not send yet."""
         self.stalled = False
         """The transport could not send all it took: events wait in `_held`, requests are not served."""
         self.held_until = 0.0
@@ -116,14 +118,13 @@ class Connection:
             self.out.extend(self._held)
             self._held.clear()
 
+    def unsent(self) -> bytes:
+        """All that waits to be sent."""
+        return b"".join((self.backlog, *self.out, *self._held))
+
     def forget_output(self) -> None:
         """The client has started anew: nothing of what waits concerns it."""
-        self.rest = b""
+        self.rest = self.backlog = b""
         self.out.clear()
         self._held.clear()
         self.more = self.stalled = self._overflow = False
-
-    @property
-    def waiting(self) -> int:
-        """How many messages wait to be sent."""
-        return len(self.out) + len(self._held)

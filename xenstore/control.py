@@ -189,7 +189,9 @@ class Control:
         value = parse_number(arguments[1].encode())
         if not 0 < value < 2**31:
             raise InvalidRequest("a quota set in this way is a positive number")
-        self._server.accounts.limits[names[arguments[0]]] = value
+        accounts = self._server.accounts
+        for limits in (accounts.limits, *(account.limits for account in accounts.by_domain.values())):
+            limits[names[arguments[0]]] = value
         return OK
 
     def stats(self, arguments: list[str]) -> bytes:

@@ -12,7 +12,9 @@ from typing import Any
 
 import trio
 
+from xenstore.errors import NotFound
 from xenstore.local import LocalClient
+from xenstore.migration import ConnectionState
 from xenstore.ring import CONNECTION, RECONNECT, RingConnection
 from xenstore.server import Server
 from xenstore.socket_server import SocketServer
@@ -28,7 +30,8 @@ class Daemon:
     def __init__(self, store: Store | None = None) -> None:
         self.store = store if store is not None else Server()
         self._rings: dict[DomId, RingConnection] = {}
-        self.store.domains.on_release = lambda domid: self.release(domid)
+        self.store.domains.on_introduce = self._introduced_again
+        self.store.domains.on_release = self.release
 
     async def serve_unix(self, path: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve privileged clients (root and our own user, with dom0's rights) at `path` until cancelled."""
@@ -46,11 +49,14 @@ class Daemon:
 
     # -- domains
 
-    def introduce(self, domid: int, page: memoryview, notify: Callable[[], None]) -> RingConnection:
+    def introduce(
+        self, domid: int, page: memoryview, notify: Callable[[], None], state: ConnectionState | None = None
+    ) -> RingConnection:
         """Serve this domain through its page from now on, and announce it (@introduceDomain).
 
         `page`: 4096 writable bytes shared with the guest; `notify`: ring the guest's doorbell. A domain that is
-        introduced again, with the same or another page, starts with a fresh connection.
+        introduced again, with the same or another page, starts with a fresh connection. `state` (of
+        `migration.restore`) makes a domain that was moved go on with its watches and half-read rings.
         """
         key = DomId(domid)
         if key == DOM0:
@@ -60,13 +66,22 @@ class Daemon:
         if old is not None:
             old.close()
         waiting = page.cast("B")[2048:2080].cast("I")[CONNECTION] == RECONNECT
-        ring = RingConnection(self.store, key, page, notify, _later, domains.get(key).features)
+        ring = RingConnection(self.store, key, page, notify, _later, domains.get(key).features, state)
         self._rings[key] = ring
         domains.introduced(key, ring.connection)
         if waiting:
             notify()
+        if state is not None:
+            ring.on_event()
         self.store.settle()
         return ring
+
+    def _introduced_again(self, domid: DomId, gfn: int, port: int) -> None:
+        """INTRODUCE from a client: the page and the doorbell are the host's, so only a known domain starts anew."""
+        ring = self._rings.get(domid)
+        if ring is None:
+            raise NotFound(f"the host has not connected domain {domid}")
+        ring.reconnect()
 
     def release(self, domid: int) -> None:
         """The domain is gone: its connection, watches, transactions, nodes and rights go too (@releaseDomain)."""

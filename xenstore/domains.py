@@ -107,7 +107,8 @@ class Domains:
         domain.connection = connection
         if connection is not None:
             connection.features = domain.features
-            connection.target = domain.target
+            connection.target = domain.target if connection.target is None else connection.target
+            domain.target = connection.target
         if not domain.introduced:
             domain.introduced = True
             domain.shutdown = False

@@ -256,10 +256,7 @@ class NodeRequests:
             self._accounts.check(account, WATCHES, account.watches + 1, f"watching {shown(path)}")
             self._check_memory(connection, path, len(path) + len(token))
         watch = Watch(connection, path, token, raw[:1] not in (b"/", b"@"), depth)
-        connection.watches[path, token] = watch
-        self._watches.add(watch)
-        account.watches += 1
-        account.memory += len(path) + len(token)
+        self._server.add_watch(connection, watch)
         self._server.after.append((connection, watch.wire_path, token))
         return OK
 
@@ -289,8 +286,7 @@ class NodeRequests:
         if not connection.privileged:
             self._accounts.check(account, TRANSACTIONS, account.transactions + 1, "a new transaction")
         txid = connection.new_txid()
-        connection.transactions[txid] = Transaction(txid, self._tree, self._accounts, account)
-        account.transactions += 1
+        self._server.add_transaction(connection, txid)
         return b"%d\0" % txid
 
     def transaction_end(self, connection: Connection, view: View, payload: bytes) -> bytes:

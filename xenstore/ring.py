@@ -15,6 +15,7 @@ from typing import Final
 
 from xenstore.connection import Connection
 from xenstore.errors import ProtocolError
+from xenstore.migration import ConnectionState, resume
 from xenstore.server import Server
 from xenstore.types import DomId
 from xenstore.wire import FEATURE_ERROR, FEATURE_RECONNECTION
@@ -58,8 +59,12 @@ class RingConnection:
         notify: Callable[[], None],
         later: Callable[[Callable[[], None], float], None],
         features: int,
+        state: ConnectionState | None = None,
     ) -> None:
-        """`later(function, seconds)` has the function called in the server's task after that time."""
+        """`later(function, seconds)` has the function called in the server's task after that time.
+
+        With `state` the connection goes on where the one it was taken from stopped, and so does the ring.
+        """
         check_page(page)
         self._server = server
         self._notify = notify
@@ -71,12 +76,15 @@ class RingConnection:
         self._words = page[INDICES : INDICES + 32].cast("I")
         self.connection: Connection = server.connect(domid, self._flush, ROOM)
         self.connection.features = features
-        self._backlog = b""
         self._req_cons = 0
         self._rsp_prod = 0
         self.fault = ERROR_NONE
         """Why the connection is out of order; it stays so until the guest reconnects."""
-        self._advertise()
+        if state is None:
+            self._advertise()
+        else:
+            self._req_cons, self._rsp_prod = self._words[REQ_CONS], self._words[RSP_PROD]
+            resume(server, self.connection, state)
 
     def _advertise(self) -> None:
         """Features before the first byte moves; both rings empty."""
@@ -94,7 +102,7 @@ class RingConnection:
         if self._bytes is None:
             return
         if self._words[CONNECTION] == RECONNECT and self.connection.features & FEATURE_RECONNECTION:
-            self._reconnect()
+            self.reconnect()
         try:
             self._serve()
         except RingFault as fault:
@@ -189,16 +197,16 @@ class RingConnection:
         connection = self.connection
         moved = False
         while not self.fault:
-            if not self._backlog:
+            if not connection.backlog:
                 if connection.stalled:
                     connection.resume()
                 if not connection.out:
                     break
-                self._backlog = connection.take()
-            size = self._put(self._backlog)
+                connection.backlog = connection.take()
+            size = self._put(connection.backlog)
             moved = moved or size > 0
-            self._backlog = self._backlog[size:]
-            if self._backlog:
+            connection.backlog = connection.backlog[size:]
+            if connection.backlog:
                 connection.stalled = True
                 break
         return moved
@@ -218,10 +226,9 @@ class RingConnection:
     def _forget(self) -> None:
         self._server.reset(self.connection)
         self.connection.forget_output()
-        self._backlog = b""
 
-    def _reconnect(self) -> None:
-        """The guest asked for a fresh start."""
+    def reconnect(self) -> None:
+        """The guest or the toolstack asked for a fresh start: empty rings, no watches, no transactions."""
         self._forget()
         self.fault = ERROR_NONE
         self._req_cons = self._rsp_prod = 0
@@ -233,7 +240,6 @@ class RingConnection:
         if self._bytes is None:
             return
         self._server.disconnect(self.connection)
-        self._backlog = b""
         self._words.release()
         self._bytes.release()
         self._bytes = None

@@ -23,9 +23,10 @@ from xenstore.fairness import Fairness
 from xenstore.journal import Journal
 from xenstore.quota import Accounts
 from xenstore.requests import Handler, NodeRequests, View
+from xenstore.transactions import Transaction
 from xenstore.tree import Tree
 from xenstore.types import DomId, TxId
-from xenstore.watches import Watches
+from xenstore.watches import Watch, Watches
 from xenstore.wire import HEADER, PAYLOAD_MAX, TYPE_COUNT, MsgType
 
 log = logging.getLogger("xenstore")
@@ -95,6 +96,18 @@ class Server:
         connection.account.transactions -= len(connection.transactions)
         connection.transactions.clear()
 
+    def add_watch(self, connection: Connection, watch: Watch) -> None:
+        connection.watches[watch.path, watch.token] = watch
+        self.watches.add(watch)
+        connection.account.watches += 1
+        connection.account.memory += len(watch.path) + len(watch.token)
+
+    def add_transaction(self, connection: Connection, txid: TxId) -> Transaction:
+        transaction = Transaction(txid, self.tree, self.accounts, connection.account)
+        connection.transactions[txid] = transaction
+        connection.account.transactions += 1
+        return transaction
+
     def disconnect(self, connection: Connection) -> None:
         """The client is gone."""
         if self.connections.pop(connection.id, None) is not None:
@@ -112,13 +125,15 @@ class Server:
             data = connection.rest + data
             connection.rest = b""
         unpack, pack, tree, out = HEADER.unpack_from, HEADER.pack, self.tree, connection.out
-        at, end, room = 0, len(data), connection.room
+        at, end = 0, len(data)
+        counted = not connection.privileged and connection.account.limits["outstanding"]
+        room = counted or connection.room
         connection.more = False
         first = len(out)
         while end - at >= 16:
             kind, req_id, tx_id, length = unpack(data, at)
             if length > PAYLOAD_MAX:
-                raise ProtocolError(f"a request of {length} bytes; the protocol allows {PAYLOAD_MAX}")
+                break
             body = at + 16
             stop = body + length
             if stop > end:
@@ -132,13 +147,17 @@ class Server:
             else:
                 kind, reply = self._serve(connection, tree, kind, data[body:stop])
             out.append(pack(kind, req_id, tx_id, len(reply)) + reply)
-            room -= 16 + len(reply)
+            room -= 1 if counted else 16 + len(reply)
             if self.after:
                 self._send_after()
+        else:
+            length = 0
         if at < end:
             connection.rest = data[at:] if at else data
         if out and not first:
             self.dirty.append(connection)
+        if length > PAYLOAD_MAX:
+            raise ProtocolError(f"a request of {length} bytes; the protocol allows {PAYLOAD_MAX}")
 
     def _serve(self, connection: Connection, view: View, kind: int, payload: bytes) -> tuple[int, bytes]:
         """One request; the only place where exceptions become ERROR replies."""

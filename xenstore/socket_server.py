@@ -39,15 +39,13 @@ def peer_uid(sock: socket.socket) -> int:
 class _Client:
     """One connected socket."""
 
-    __slots__ = ("_backlog", "_loop", "_server", "connection", "fd", "sock")
+    __slots__ = ("_loop", "_server", "connection", "fd", "sock")
 
     def __init__(self, loop: SocketServer, server: Server, sock: socket.socket) -> None:
         self._loop = loop
         self._server = server
         self.sock: socket.socket | None = sock
         self.fd = sock.fileno()
-        self._backlog: memoryview | None = None
-        """What the kernel did not take."""
         self.connection = server.connect(DOM0, self.flush)
 
     def readable(self) -> None:
@@ -87,15 +85,14 @@ class _Client:
                 self._serve(b"")
 
     def flush(self) -> None:
-        if self._backlog is None:
+        if not self.connection.backlog:
             self._send()
 
     def _send(self) -> None:
         connection = self.connection
         while self.sock is not None:
-            data: bytes | memoryview
-            if self._backlog is not None:
-                data = self._backlog
+            if connection.backlog:
+                data = connection.backlog
             elif connection.out:
                 data = connection.take()
             elif connection.stalled:
@@ -111,19 +108,18 @@ class _Client:
                 self.close()
                 return
             if sent < len(data):
-                if self._backlog is None:
+                if not connection.backlog:
                     self._loop.watch(self, select.EPOLLOUT)
-                self._backlog = memoryview(data)[sent:]
+                connection.backlog = data[sent:]
                 connection.stalled = True
                 return
-            self._backlog = None
+            connection.backlog = b""
 
     def close(self) -> None:
         if self.sock is not None:
             self._loop.forget(self)
             self.sock.close()
             self.sock = None
-            self._backlog = None
             self._server.disconnect(self.connection)
 
 
@@ -155,6 +151,10 @@ class SocketServer:
             raise
         self._listeners[listener.fileno()] = (listener, path, (info.st_dev, info.st_ino))
         self._epoll.register(listener, select.EPOLLIN)
+
+    def wake_on(self, fd: int) -> None:
+        """`poll` also returns when this descriptor, a signal's pipe, can be read."""
+        self._epoll.register(fd, select.EPOLLIN)
 
     @staticmethod
     def _remove_stale(path: str) -> None:

@@ -15,14 +15,15 @@ from xenstore.paths import parent
 from xenstore.perms import Perms
 from xenstore.quota import TRANSACTION_NODES, Account, Accounts
 from xenstore.tree import ALL, CHILDREN, PERMS, Node, Tree
-from xenstore.types import DomId, TxId
+from xenstore.types import DOM0, DomId, TxId
 
 
 class Transaction:
     """One open transaction of a connection."""
 
     __slots__ = (
-        "_account", "_accounts", "_tree", "children", "id", "log", "nodes_delta", "overlay", "reads", "snapshot",
+        "_account", "_accounts", "_tree", "children", "doomed", "id", "log", "nodes_delta", "overlay", "reads",
+        "snapshot",
     )  # fmt: skip
 
     def __init__(self, txid: TxId, tree: Tree, accounts: Accounts, account: Account) -> None:
@@ -36,6 +37,8 @@ class Transaction:
         self.log: list[tuple[Any, ...]] = []
         self.nodes_delta: dict[DomId, int] = {}
         """How many nodes each domain will own more."""
+        self.doomed = False
+        """It was open when the store was moved, and will end with EAGAIN."""
         self._tree = tree
         self._accounts = accounts
         self._account = account
@@ -136,7 +139,7 @@ class Transaction:
 
     def conflict(self) -> tuple[bytes, DomId] | None:
         """What it read that someone has changed since, and who."""
-        return self.snapshot.changed_since(self.reads)
+        return (b"/", DOM0) if self.doomed else self.snapshot.changed_since(self.reads)
 
     def close(self) -> None:
         self._tree.drop(self.snapshot)

@@ -222,6 +222,9 @@ class Tree:
         for name, node in gone:
             if snapshot is not None:
                 self._save(snapshot, name, node, ALL)
+                if snapshot.images[name] is None:
+                    # Neither at the snapshot nor now: as if nothing had happened, so churn costs no memory.
+                    del snapshot.images[name], snapshot.changed[name], snapshot.writers[name]
             del self.nodes[name]
             account = self._accounts.of(node.perms.owner)
             account.nodes -= 1

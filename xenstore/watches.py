@@ -101,10 +101,10 @@ class Watches:
         for watch in watches:
             self._send(watch, path, node, old)
 
-    def _send(self, watch: Watch, path: bytes, node: Node, old: Perms | None) -> None:
-        """Tell one watcher, if it may know."""
+    def _send(self, watch: Watch, path: bytes, node: Node, old: Perms | None, above: Node | None = None) -> None:
+        """Tell one watcher, if it may know. `above`: the node's parent, when the tree does not have it any more."""
         connection = watch.connection
-        if connection.privileged or self._may_know(connection, path, node, old):
+        if connection.privileged or self._may_know(connection, path, node, old, above):
             if self.once is not None:
                 if (watch, path) in self.once:
                     return
@@ -116,10 +116,13 @@ class Watches:
         if not self._by_path:
             return
         by_path = self._by_path
+        parents: dict[bytes, Node] | None = None
         for path, node in gone[:-1]:
             if path in by_path:
+                if parents is None:
+                    parents = dict(gone)
                 for watch in sorted(by_path[path], key=lambda watch: (watch.connection.id, watch.sequence)):
-                    self._send(watch, path, node, None)
+                    self._send(watch, path, node, None, parents[parent(path)])
         self.fire(*gone[-1])
 
     def fire_special(self, name: bytes, domid: DomId) -> None:
@@ -137,9 +140,12 @@ class Watches:
                 if connection.privileged or self._may_know(connection, name, node, None):
                     connection.send_event(path, watch.token)
 
-    def _may_know(self, connection: Connection, path: bytes, node: Node, old: Perms | None) -> bool:
+    def _may_know(
+        self, connection: Connection, path: bytes, node: Node, old: Perms | None, above: Node | None = None
+    ) -> bool:
         """A watcher hears of a node that it can read, could read before, or whose parent it can read."""
         if (old is not None and connection.rights(old) & READ) or connection.rights(node.perms) & READ:
             return True
-        above = self._tree.find(parent(path))
+        if above is None:
+            above = self._tree.find(parent(path))
         return above is not None and bool(connection.rights(above.perms) & READ)
