@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A kernel image, from a file to something that can be put into a domain's memory.
 
-`load_kernel` reads, unpacks and checks; it blocks (xz takes a second), so the host calls it in a worker thread.
+`load_kernel` reads, unpacks (or finds it unpacked in the cache) and checks; it blocks (xz takes a second), so the host
+calls it in a worker thread.
 A `KernelImage` is a value: domains that boot the same kernel may share one.
 
 Guest-physical of a segment is p_paddr - PADDR_OFFSET, and its virtual address VIRT_BASE + that: p_vaddr is not used,
@@ -15,7 +16,7 @@ import stat
 
 import attrs
 
-from dom0.builder import bzimage, compression, elf, notes
+from dom0.builder import bzimage, cache, compression, elf, notes
 from dom0.builder.compression import Progress
 from dom0.builder.errors import BuildError
 from xen_py.types import PAGE_SIZE
@@ -59,7 +60,9 @@ class KernelImage:
 
 def load_kernel(path: str | os.PathLike[str], progress: Progress | None = None) -> KernelImage:
     """Read the kernel in file `path`; BuildError if it cannot be booted."""
-    return parse_kernel(read_file(path, "kernel"), os.fspath(path), progress)
+    name = os.fspath(path)
+    data = read_file(path, "kernel")
+    return parse_elf_kernel(*cache.unpacked(data, lambda: unpack(data, name, progress)), name)
 
 
 def read_file(path: str | os.PathLike[str], what: str) -> bytes:
@@ -107,11 +110,10 @@ def unpack(data: bytes, name: str, progress: Progress | None = None) -> tuple[by
 
 def parse_kernel(data: bytes, name: str, progress: Progress | None = None) -> KernelImage:
     """As `load_kernel`, for a kernel in memory."""
-    data, packing = unpack(data, name, progress)
-    return parse_elf_kernel(data, name, packing)
+    return parse_elf_kernel(*unpack(data, name, progress), name)
 
 
-def parse_elf_kernel(data: bytes, name: str, packing: str) -> KernelImage:
+def parse_elf_kernel(data: bytes, packing: str, name: str) -> KernelImage:
     """The kernel whose unpacked ELF file is `data`."""
     file = elf.parse(data, name)
     wishes = notes.parse(file, name)
