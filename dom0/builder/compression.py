@@ -141,7 +141,10 @@ def _xz(data: bytes | memoryview) -> Iterator[bytes]:
 
 
 def _lz4(data: bytes | memoryview) -> Iterator[bytes]:
-    """A legacy frame: after the magic, blocks of a 32-bit length and that many bytes, to the end of the data."""
+    """A legacy frame: after the magic, blocks of a 32-bit length and that many bytes, to the end of the data.
+
+    Every block but the last unpacks to 8 MiB.
+    """
     view = memoryview(data)
     offset = len(LZ4_LEGACY_MAGIC)
     size = 0
@@ -154,7 +157,11 @@ def _lz4(data: bytes | memoryview) -> Iterator[bytes]:
             return
         if length > len(view) - offset:
             raise _Damaged("it ends too early")
+        if size % LZ4_BLOCK_MAX:
+            raise _Damaged("there is more behind its last block")
         piece = lz4.block.decompress(view[offset : offset + length], uncompressed_size=LZ4_BLOCK_MAX)
+        if not piece:
+            raise _Damaged("it has an empty block")
         offset += length
         size += len(piece)
         yield piece
