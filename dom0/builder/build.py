@@ -8,6 +8,7 @@ of shared_info, everything that is not memory.
 
 from __future__ import annotations
 
+import os
 import struct
 from array import array
 
@@ -165,7 +166,7 @@ def _copy_kernel(image: KernelImage, memory: GuestMemory, progress: Progress | N
                 memory.bytes[to : to + length] = source[segment.offset + at : segment.offset + at + length]
         done += segment.filesz
         if progress is not None:
-            progress(f"Loading {image.name}", done, total)
+            progress(f"Loading {os.path.basename(image.name)}", done, total)
 
 
 def _write_p2m(layout: Layout, memory: GuestMemory, nr_pages: int) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import bz2
 import io
 import lzma
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -85,7 +86,7 @@ def decompress(
             if size > limit:
                 raise BuildError(f"{what}: unpacks to more than {limit >> 20} MiB")
             if progress is not None:
-                progress(f"Unpacking {what} ({name})", size, 0)
+                progress(f"Unpacking {os.path.basename(what)} ({name})", size, 0)
     except (_Damaged, OSError, ValueError, EOFError, MemoryError, zlib.error, lzma.LZMAError) as error:
         raise BuildError(f"{what}: {name} data is damaged ({error})") from None
     except (lz4.block.LZ4BlockError, zstandard.ZstdError) as error:
