@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from hypercalls.table import dispatch
 
-from xen_py.clock import Clock
+from xen_py.clock import Clock, RealClock
 from xen_py.domain import Domain
 from xen_py.engine.unicorn import UnicornEngine
 from xen_py.link import HostLink
@@ -18,3 +18,9 @@ from xen_py.spec import DomainSpec
 
 def make_domain(spec: DomainSpec, memory: GuestMemory, link: HostLink, clock: Clock) -> Domain:
     return Domain(spec, memory, link, clock, UnicornEngine(), dispatch)
+
+
+def warm_up() -> None:
+    """Do once what every domain would do first and a confined process cannot: find libraries, measure the TSC."""
+    UnicornEngine().close()
+    RealClock().tsc_khz()

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgpack  # type: ignore[import-untyped]
@@ -106,8 +107,11 @@ class TemplateProcess:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             arguments = [str(theirs.fileno()), str(os.getpid()), " " * TITLE_ROOM]
+            root = str(Path(__file__).resolve().parents[2])
+            path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "dom0.host.template", *arguments],
+                [sys.executable, "-P", "-m", "dom0.host.template", *arguments],
+                env=os.environ | {"PYTHONPATH": path},
                 stdin=subprocess.DEVNULL,
                 stdout=log_fd,
                 stderr=log_fd,

@@ -23,7 +23,7 @@ import sys
 from typing import NoReturn
 
 from dom0.host import sandbox
-from dom0.host.assembly import make_domain
+from dom0.host.assembly import make_domain, warm_up
 from dom0.host.messages import LONGEST, pack
 from dom0.host.vmprocess import DESCRIPTORS, vm_process
 
@@ -36,6 +36,7 @@ def main(arguments: list[str]) -> None:
     isolated = sandbox.isolate()
     sandbox.die_with_parent(int(arguments[1]))
     sandbox.set_title(_TITLE)
+    warm_up()
     gc.collect()
     gc.freeze()
     control.send(pack("ready", isolated))

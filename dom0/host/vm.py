@@ -147,7 +147,7 @@ class Vm:
     async def _serve_messages(self) -> None:
         """Until the link closes, or says what no correct loop says."""
         try:
-            while data := await self._socket.recv(LONGEST):
+            while data := await self._receive():
                 await self._serve(parse(data))
         except BadMessage as error:
             self._trouble = f"the domain's process broke the link: {error}"
@@ -155,6 +155,13 @@ class Vm:
                 self._loop.kill()
         except OSError:
             return  # it is gone
+
+    async def _receive(self) -> bytes:
+        """One message. A loop that closed its end with orders unread shows first as a reset, its last words follow."""
+        try:
+            return await self._socket.recv(LONGEST)
+        except ConnectionResetError:
+            return await self._socket.recv(LONGEST)
 
     async def _serve(self, message: list[Any]) -> None:
         match message:

@@ -31,8 +31,13 @@ DESCRIPTORS = 5
 MakeDomain = Callable[[DomainSpec, GuestMemory, HostLink, Clock], Steppable]
 
 
-def run_domain(spec: DomainSpec, fds: list[int], make: MakeDomain) -> None:
-    """Make the domain and drive it until the host closes the link. Owns `fds`. A bug ends it with a message."""
+def run_domain(
+    spec: DomainSpec, fds: list[int], make: MakeDomain, confine: Callable[[], None] = lambda: None
+) -> None:
+    """Make the domain and drive it until the host closes the link. Owns `fds`. A bug ends it with a message.
+
+    `confine` is called when all descriptors are in use and nothing of the guest's has been looked at.
+    """
     memory_fd, page_fd, inbox_fd, outbox_fd, link_fd = fds
     with ExitStack() as stack:
         doorbell = stack.enter_context(closing(Doorbell(page_fd, inbox_fd, outbox_fd)))
@@ -40,6 +45,7 @@ def run_domain(spec: DomainSpec, fds: list[int], make: MakeDomain) -> None:
         memory = stack.enter_context(closing(GuestMemory.from_fd(memory_fd, spec.memory)))
         link = LoopLink(sock, doorbell)
         clock = RealClock()
+        confine()
         try:
             domain = stack.enter_context(closing(make(spec, memory, link, clock)))
             VmLoop(domain, link, doorbell, clock).run()
@@ -56,5 +62,4 @@ def vm_process(request: bytes, fds: list[int], make: MakeDomain) -> None:
     spec = DomainSpec.from_plain(plain["spec"])
     os.setsid()
     sandbox.set_title(f"xen-py: {spec.name} [{spec.domid}]")
-    sandbox.confine()
-    run_domain(spec, fds, make)
+    run_domain(spec, fds, make, sandbox.confine)

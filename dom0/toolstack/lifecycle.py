@@ -22,7 +22,7 @@ import trio
 
 from dom0.backend.console import Console, ConsoleLog, open_listener
 from dom0.builder.build import BuildError, Built, build, load_kernel, load_ramdisk
-from dom0.host.spawn import SpawnError, Spawner
+from dom0.host.spawn import Spawner, SpawnError
 from dom0.host.switchboard import Switchboard
 from dom0.host.vm import Vm, VmStuck
 from dom0.toolstack import hostinfo, storetree
@@ -250,7 +250,11 @@ class Toolstack:
         await self._nursery.start(vm.run, self._spawner)
 
     def _introduce(self, guest: GuestDomain, memory: GuestMemory, port: Port, mfn: Mfn) -> None:
-        bound = self._switchboard.bind(guest.domid, port, lambda: guest.store and guest.store.on_event())
+        def serve() -> None:
+            if guest.store is not None:
+                guest.store.on_event()
+
+        bound = self._switchboard.bind(guest.domid, port, serve)
         guest.ports.append(bound)
         guest.store = self._daemon.introduce(guest.domid, memory.frame(mfn), bound.notify)
 
