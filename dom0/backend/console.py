@@ -12,6 +12,7 @@ Protocol: xen/include/public/io/console.h. Console 0 has no xenbus states: the b
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import socket as stdlib_socket
@@ -23,6 +24,7 @@ import trio
 
 from xen_py.io.console import Connection, ConsoleRing, ConsoleRingStatistics, RingBroken
 
+_log = logging.getLogger("xen-py.console")
 _CHUNK = 64 * 1024
 
 
@@ -209,6 +211,8 @@ class Console:
                 nursery.cancel_scope.cancel()
         except* (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             pass  # the client went away; that is its right
+        except* Exception:
+            _log.exception("a console client could not be served")
         finally:
             self._clients -= 1
 

@@ -7,7 +7,6 @@ Imported by the template process, so that every VM process finds all of it in me
 from __future__ import annotations
 
 from hypercalls.table import dispatch
-
 from xen_py.clock import Clock, RealClock
 from xen_py.domain import Domain
 from xen_py.engine.unicorn import UnicornEngine

@@ -115,6 +115,8 @@ class ControlServer:
             await answer.send("error", {"code": 1, "message": message, "lines": []})
         else:
             await answer.send("ok", result)
+            if method == "host.stop":
+                self._on_stop()
 
     # methods
 
@@ -127,8 +129,8 @@ class ControlServer:
     async def _dmesg(self, params: Params, _answer: _Answer) -> Any:
         return self._machine.messages.text(clear=bool(params.get("clear")))
 
-    async def _stop(self, _params: Params, answer: _Answer) -> Any:
-        self._on_stop()
+    async def _stop(self, _params: Params, _answer: _Answer) -> Any:
+        """The answer goes out first, see `_dispatch`."""
 
     async def _create(self, params: Params, answer: _Answer) -> Any:
         config = DomainConfig.from_plain(params.get("config"))

@@ -11,6 +11,7 @@ Owner: the trio thread. `run` must be running for any of it to work.
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,6 +28,8 @@ from xen_py.link import HostLink
 from xen_py.memory import GuestMemory
 from xen_py.spec import DomainSpec
 from xen_py.types import Port, XenError
+
+_log = logging.getLogger("xen-py.vm")
 
 PATIENCE = 10
 """Seconds a loop may take to come out of its guest, or to end, before it counts as stuck."""
@@ -104,6 +107,10 @@ class Vm:
                     nursery.start_soon(self._carry_notifications)
                     await self._serve_messages()
                     nursery.cancel_scope.cancel()
+            except* Exception as errors:
+                # a bug of ours that this domain has brought out: it costs this domain, not the host
+                _log.exception("serving domain %d failed", self.spec.domid)
+                self._trouble = f"xen-py failed: {errors.exceptions[0]!r}"
             finally:
                 with trio.CancelScope(shield=True):
                     how = await self._end_of(loop)

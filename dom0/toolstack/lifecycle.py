@@ -14,10 +14,12 @@ import logging
 import time
 import uuid as uuidlib
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import attrs
+import cffi
 import trio
 
 from dom0.backend.console import Console, ConsoleLog, open_listener
@@ -173,6 +175,7 @@ class Toolstack:
         console_port = broker.alloc_unbound(DomId(0), domid, DomId(0))
         memory = guest.memory = GuestMemory.create(MemoryGeometry.for_domain(config.maxmem_kb // 4), guest.name)
         built = await trio.to_thread.run_sync(_build, config, memory, store_port, console_port, _reporter(progress))
+        give_back_free_memory()
         guest.build_log = built.log
         spec = DomainSpec(
             domid,
@@ -235,10 +238,7 @@ class Toolstack:
             if guest.console is not None:
                 guest.console.write(data)
 
-        def log(text: str) -> None:
-            self._messages.hypervisor(f"d{guest.domid}: {text}")
-
-        services = self._switchboard.link_for(guest.domid, console_write, log)
+        services = self._switchboard.link_for(guest.domid, console_write, self._messages.hypervisor)
         vm = guest.vm = Vm(
             spec,
             memory,
@@ -310,10 +310,9 @@ class Toolstack:
         if time.time() - guest.start_time < QUICK_DEATH_SECONDS:
             await trio.sleep(QUICK_DEATH_SECONDS)
         try:
-            await self.create(attrs.evolve(guest.config, name=guest.config.name))
-        except (ToolstackError, ConfigError) as error:
-            _log.error("domain %s cannot be restarted: %s", guest.name, error)
-            self._messages.hypervisor(f"Domain {guest.domid} cannot be restarted: {error}")
+            await self.create(guest.config)
+        except ToolstackError as error:
+            self._messages.hypervisor(f"Domain {guest.domid} ({guest.config.name}) cannot be restarted: {error}")
 
     def _set_aside(self, guest: GuestDomain) -> None:
         """rename-restart: the old domain stays under another name and uuid, for whoever wants to look at it."""
@@ -496,6 +495,9 @@ class Toolstack:
 
 
 _STARTED = time.time()
+_ffi = cffi.FFI()
+_ffi.cdef("int malloc_trim(size_t pad);")
+_libc: Any = _ffi.dlopen(None)
 
 
 def _build(
@@ -513,6 +515,12 @@ def _build(
         vcpus=config.maxvcpus,
         progress=progress,
     )
+
+
+def give_back_free_memory() -> None:
+    """Unpacking leaves tens of megabytes of free memory with the C library; the machine can use them."""
+    with suppress(AttributeError):  # not every C library has it
+        _libc.malloc_trim(0)
 
 
 def _reporter(progress: Progress | None) -> Progress | None:
