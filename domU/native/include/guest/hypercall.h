@@ -120,7 +120,7 @@ static inline long hyp_sched_op(u32 command, const void *argument)
     return hypercall2(HYPERCALL_sched_op, command, (u64)argument);
 }
 
-static inline long hyp_vcpu_op(u32 command, u32 vcpu, const void *argument)
+static inline long hyp_vcpu_op(u32 command, u32 vcpu, void *argument)
 {
     return hypercall3(HYPERCALL_vcpu_op, command, vcpu, (u64)argument);
 }
