@@ -14,8 +14,8 @@ MASK = 0xFFFFFFFF
 class RingGuest:
     """What a guest's xenbus does, on a page it shares with the store."""
 
-    def __init__(self) -> None:
-        self.page = memoryview(bytearray(4096))
+    def __init__(self, page: memoryview | None = None) -> None:
+        self.page = memoryview(bytearray(4096)) if page is None else page
         self.words = self.page[2048:2080].cast("I")
         self.doorbell: Callable[[], None] = lambda: None
         self.rung = 0

@@ -31,7 +31,7 @@ class Ls(Tool):
         self._perms = "p" in self.options
         self._desired = 0 if self._flat else DESIRED_WIDTH
         self._width = _terminal_width()
-        if self._width is None or self._flat:
+        if self._width is None:
             self._width = UNLIMITED if self._flat else 80
         paths = self.arguments or ["/"]
         if "live" in self.options:
