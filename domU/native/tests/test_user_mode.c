@@ -144,6 +144,18 @@ static void system_calls(void)
     trap_set_handler(VECTOR_SYSCALL, NULL);
 }
 
+static void no_callback(void)
+{
+    struct callback_register none = {CALLBACKTYPE_syscall, 0, 0};
+
+    // Without a callback, `syscall` is an invalid instruction.
+    CHECK_EQUAL(hyp_callback_op(CALLBACKOP_register, &none), 0);
+    EXPECT(user_syscall, 0, TRAP_INVALID_OPCODE, 0, user_syscall_after - 2);
+    none.address = (u64)syscall_entry;
+    CHECK_EQUAL(hyp_callback_op(CALLBACKOP_register, &none), 0);
+    CHECK_EQUAL(user_run(user_syscall, 0).mask_in_handler, 0); // this time it does not mask
+}
+
 static void privileges(void)
 {
     struct trap_record r;
@@ -177,6 +189,7 @@ void test_main(void)
     faults();
     gates();
     system_calls();
+    no_callback();
     privileges();
     single_step();
 }
