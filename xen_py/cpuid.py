@@ -21,8 +21,8 @@ _7_EBX = sum(1 << b for b in (3, 8, 19))
 # BMI1 BMI2 ADX
 _7_EDX = 1 << 26 | 1 << 27 | 1 << 29 | 1 << 31
 # IBRSB STIBP ARCH_CAPS SSBD
-_EXT_EDX = 1 << 11 | 1 << 20 | 1 << 27 | 1 << 29
-# SYSCALL NX RDTSCP LM
+_EXT_EDX = 1 << 11 | 1 << 20 | 1 << 29
+# SYSCALL NX LM
 _EXT_ECX = 1 << 0 | 1 << 5
 # LAHF_LM ABM
 
@@ -53,10 +53,7 @@ def cpuid_table(tsc_khz: int, random: bool) -> list[tuple[int, int | None, int, 
         (7, 0, 0, _7_EBX, 0, _7_EDX),
         (0x80000000, None, 0x80000008, 0, 0, 0),
         (0x80000001, None, 0, 0, _EXT_ECX, _EXT_EDX),
-        *(
-            (0x80000002 + n, None, brand[4 * n], brand[4 * n + 1], brand[4 * n + 2], brand[4 * n + 3])
-            for n in range(3)
-        ),
+        *((0x80000002 + n, None, brand[4 * n], brand[4 * n + 1], brand[4 * n + 2], brand[4 * n + 3]) for n in range(3)),
         (0x80000008, None, 40 | 48 << 8, 0, 0, 0),
         (XEN_LEAVES, None, XEN_LEAVES + 5, xen[0], xen[1], xen[2]),
         (XEN_LEAVES + 1, None, XEN_MAJOR << 16 | XEN_MINOR, 0, 0, 0),

@@ -75,6 +75,7 @@ class Domain:
         self.architectural_iopl = False
         self.writable_pagetables = False
         self.shutdown: Shutdown | None = None
+        self._yielded = False
         self.grant_frames = 1
         self.access = GuestAccess(memory)
         self.frames = FrameTable(spec.memory)
@@ -189,6 +190,7 @@ class Domain:
     def yield_cpu(self, v: Vcpu) -> None:
         """SCHEDOP_yield: let whoever waits for the domain's thread have it."""
         self.counters["yields"] += 1
+        self._yielded = True
 
     def allocate_frames(self, order: int, gpfn: int | None) -> Mfn:
         """Give the domain 2**order adjoining frames it may still have; they become gpfn.. in the m2p table."""
@@ -458,8 +460,10 @@ class Domain:
             traps.iret(self, v)
             return None
         result = self._hypercall(self, v, number, r[R.RDI], r[R.RSI], r[R.RDX], r[R.R10], r[R.R8], r[R.R9])
-        if self.current is v:
-            r[R.RAX] = result & _M64
+        r[R.RAX] = result & _M64
+        if self._yielded:
+            self._yielded = False
+            return self.shutdown or Kicked()
         return self.shutdown
 
     def _on_exception(self, v: Vcpu) -> Step | None:
@@ -577,9 +581,7 @@ class Domain:
             )
             for v in self.vcpus
         )
-        return DomainInfo(
-            sum(i.cpu_time_ns for i in infos), self.frames.allocated, self.spec.memory.max_pages, infos
-        )
+        return DomainInfo(sum(i.cpu_time_ns for i in infos), self.frames.allocated, self.spec.memory.max_pages, infos)
 
     def statistics(self) -> dict[str, Any]:
         return {

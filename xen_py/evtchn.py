@@ -166,9 +166,7 @@ class EventBroker:
         if not 0 <= vcpu < self._of(caller).vcpus:
             raise XenError(Errno.ENOENT, f"domain {caller} has no vCPU {vcpu}")
         channel = self._channel(caller, port)
-        if channel.state == ChannelState.IPI or (
-            channel.state == ChannelState.VIRQ and channel.virq in PER_VCPU_VIRQS
-        ):
+        if channel.state == ChannelState.IPI or (channel.state == ChannelState.VIRQ and channel.virq in PER_VCPU_VIRQS):
             raise XenError(Errno.EINVAL, f"port {port} belongs to a vCPU and cannot move")
         channel.vcpu = vcpu
 

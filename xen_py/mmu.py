@@ -361,4 +361,3 @@ def _adjust_l1(entry: int) -> int:
     if not entry & GUEST_KERNEL:
         entry |= GLOBAL
     return entry
-

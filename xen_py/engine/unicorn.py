@@ -64,7 +64,7 @@ def library() -> Any:
     path = Path(__file__).parent / "native" / "libxenpy.so"
     if not path.exists():
         raise EngineError(f"{path.name} is not built: run `make` in a clone, or reinstall xen-py")
-    lib = _ffi.dlopen(str(path))
+    lib: Any = _ffi.dlopen(str(path))
     if lib.xpy_abi() != _ABI:
         raise EngineError(f"{path.name} is of version {lib.xpy_abi()}, not {_ABI}: build it again with `make`")
     return lib
@@ -94,7 +94,7 @@ class UnicornEngine:
         why = _ffi.new("char[256]")
         self._e = self._lib.xpy_open(_unicorn_path(), translation_buffer, why, 256)
         if self._e == _ffi.NULL:
-            reason = _ffi.string(why).decode()
+            reason = bytes(_ffi.buffer(why)).split(b"\0")[0].decode()
             raise EngineError(f"Unicorn cannot be used: {reason}. xen-py needs the unicorn 2.1.4 wheel for x86-64")
         block = _ffi.buffer(self._lib.xpy_regs(self._e), R.COUNT * 8)
         self.regs = memoryview(block).cast("B").cast("Q")

@@ -9,6 +9,8 @@
  *   - a stop asked for by another thread is taken after any memory access, and the access is then done again;
  *     with the private flag `no_exit_request` it is taken at the start of a block only;
  *   - PV guests always run at CPL 3 with segments that the hypervisor sets.
+ *   - Unicorn calls a function at the start of every block to see whether it should stop, a quarter of all time. That
+ *     call is taken out, and a stop is made by a signal to the thread instead: see "Stopping".
  * All of it is looked for at run time and checked against the public interface; when anything is not as expected,
  * xpy_open refuses with a reason. Nothing is guessed.
  */
@@ -26,9 +28,12 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <sys/uio.h>
 #include <time.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 /* The public interface of Unicorn 2, as far as it is used here. */
@@ -67,6 +72,32 @@ struct cpu_state {
     struct segment_cache segs[6];
     struct segment_cache ldt, tr, gdt, idt;
     uint64_t cr[9];
+};
+
+/* The head of a translated block (QEMU's TranslationBlock). */
+struct block {
+    uint64_t pc, cs_base;
+    uint32_t flags;
+    uint16_t size, icount;
+    uint32_t cflags, trace;
+    uint8_t *code;
+    uint64_t code_size;
+    void *orig;
+    uint64_t page_next[2], page_addr[2];
+    uint16_t jmp_reset_offset[2]; /* where in the code an unlinked jump goes: out of the block to the main loop */
+    uint64_t jmp_target_arg[2];   /* where in the code the 32-bit displacement of the jump is */
+    uint64_t jmp_list_head, jmp_list_next[2], jmp_dest[2];
+};
+
+#define NO_JUMP 0xffff
+#define CF_INVALID 0x40000u
+#define TCG_CALL_NO_SIDE_EFFECTS 4u
+#define HF_NOWHERE (1u << 31) /* no block has it in its flags */
+
+struct helper_info { /* one row of the translator's table of C functions */
+    void *func;
+    const char *name;
+    uint32_t flags, sizemask;
 };
 
 #define DF_FLAG 0x400u
@@ -115,6 +146,15 @@ struct xpy_engine {
     uint64_t deadline;
     pthread_t watcher;
     bool watching;
+    pid_t thread; /* the one inside uc_emu_start */
+    struct block *cut; /* the block whose jumps were bent out of the way by a stop */
+    struct {
+        int32_t *at;
+        int32_t was;
+        uint64_t dest;
+    } bent[2];
+    void *tcg;
+    uintptr_t code_start, code_end;
     uint64_t budget, blocks; /* counted blocks, only with a block hook */
     uc_hook block_hook;
     /* the library */
@@ -135,6 +175,9 @@ struct xpy_engine {
     int (*uc_context_save)(uc_engine *, void *);
     int (*uc_context_restore)(uc_engine *, void *);
     int (*uc_free)(void *);
+    struct block *(*block_at)(void *, uintptr_t);
+    void (*each_block)(void *, int (*)(void *, void *, void *), void *);
+    void (*leave)(uc_engine *, uint32_t);
 };
 
 int xpy_abi(void) { return XPY_ABI; }
@@ -184,23 +227,94 @@ static void on_block(uc_engine *uc, uint64_t address, uint32_t size, void *user)
 {
     struct xpy_engine *e = user;
 
-    (void)address;
     (void)size;
-    if (++e->blocks >= e->budget)
+    if (++e->blocks >= e->budget) {
+        e->cpu->eip = address;
         e->uc_emu_stop(uc);
+        e->leave(uc, 0); /* out of the generated code, to the main loop; does not return */
+    }
 }
 
-/* ---- preemption ---- */
+/* ---- stopping ---- */
 
 /*
- * A stop that arrives just before a run is lost by uc_emu_start, which clears the request on entry. So the wish is
- * kept in `kicked`, which is tested before each run, and the watcher asks again until the run has ended.
+ * The wish to stop is kept in `kicked`, which is tested before each run; a request that uc_emu_start clears on entry is
+ * made again, because the watcher repeats it until the run has ended.
+ *
+ * The request itself is a signal to the thread that runs the guest. Where it finds that thread in translated code, the
+ * block it is in still has to be left for the main loop, which sees the request: its direct jumps to other blocks are
+ * bent to its own exits, and a flag that no block has makes look-ups of indirect jumps fail. So the guest stops at the
+ * end of the block. Both are put back when the run has ended, on the same thread, before anything else can happen to
+ * the block. Where it finds the thread elsewhere (in a helper, say), the next signal comes a few microseconds later.
  */
-static void ask_to_stop(struct xpy_engine *e)
+static __thread struct xpy_engine *volatile running_here;
+
+static int stop_signal(void) { return SIGRTMIN + 6; }
+
+static void bend(struct xpy_engine *e, struct block *b)
+{
+    e->cut = b;
+    for (int n = 0; n < 2; n++) {
+        int32_t *at = (int32_t *)(b->code + b->jmp_target_arg[n]);
+
+        e->bent[n].at = NULL;
+        if (b->jmp_reset_offset[n] == NO_JUMP)
+            continue;
+        e->bent[n].at = at;
+        e->bent[n].was = *at;
+        e->bent[n].dest = b->jmp_dest[n];
+        __atomic_store_n(at, (int32_t)(b->code + b->jmp_reset_offset[n] - ((uint8_t *)at + 4)), __ATOMIC_RELAXED);
+    }
+}
+
+static void straighten(struct xpy_engine *e)
+{
+    struct block *b = e->cut;
+
+    e->cut = NULL;
+    e->cpu->hflags &= ~HF_NOWHERE;
+    if (!b)
+        return;
+    /* A jump that was unlinked meanwhile, because its target or the block itself went, stays so. */
+    for (int n = 0; n < 2; n++)
+        if (e->bent[n].at && !(b->cflags & CF_INVALID) && b->jmp_dest[n] == e->bent[n].dest)
+            *e->bent[n].at = e->bent[n].was;
+}
+
+static void on_stop_signal(int signal, siginfo_t *info, void *context)
+{
+    struct xpy_engine *e = running_here;
+    uintptr_t pc = (uintptr_t)((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP];
+
+    (void)signal;
+    (void)info;
+    if (!e)
+        return;
+    e->uc_emu_stop(e->uc);
+    if (pc < e->code_start || pc >= e->code_end)
+        return;
+    e->cpu->hflags |= HF_NOWHERE;
+    struct block *b = e->block_at(e->tcg, pc);
+    if (b && b != e->cut) {
+        struct block *before = e->cut;
+        if (before) {
+            straighten(e);
+            e->cpu->hflags |= HF_NOWHERE;
+        }
+        bend(e, b);
+    }
+}
+
+static void signal_runner(struct xpy_engine *e)
+{
+    syscall(SYS_tgkill, getpid(), e->thread, stop_signal());
+}
+
+/* Marks the wish; true when a run is under way that has to be told. */
+static bool want_stop(struct xpy_engine *e)
 {
     __atomic_store_n(&e->kicked, 1, __ATOMIC_SEQ_CST);
-    if (__atomic_load_n(&e->running, __ATOMIC_SEQ_CST))
-        e->uc_emu_stop(e->uc);
+    return __atomic_load_n(&e->running, __ATOMIC_SEQ_CST);
 }
 
 static void *watch_loop(void *arg)
@@ -208,10 +322,19 @@ static void *watch_loop(void *arg)
     struct xpy_engine *e = arg;
     struct epoll_event events[4];
     uint64_t n;
+    long pause_ns = 0;
 
     while (!__atomic_load_n(&e->closing, __ATOMIC_SEQ_CST)) {
         bool unanswered = __atomic_load_n(&e->kicked, __ATOMIC_SEQ_CST) && __atomic_load_n(&e->running, __ATOMIC_SEQ_CST);
-        int got = epoll_wait(e->epoll_fd, events, 4, unanswered ? 1 : -1);
+
+        if (unanswered) {
+            struct timespec t = {0, pause_ns};
+            nanosleep(&t, NULL);
+            pause_ns = pause_ns < 500000 ? pause_ns * 2 : pause_ns;
+        } else {
+            pause_ns = 20000;
+        }
+        int got = epoll_wait(e->epoll_fd, events, 4, unanswered ? 0 : -1);
 
         for (int i = 0; i < got; i++) {
             /* The timer and our own eventfd are read here; a foreign eventfd is its reader's, hence edge-triggered. */
@@ -219,8 +342,8 @@ static void *watch_loop(void *arg)
                 if (read(events[i].data.fd, &n, sizeof n) < 0 && errno != EAGAIN)
                     return NULL;
         }
-        if (got > 0 || unanswered)
-            ask_to_stop(e);
+        if ((got > 0 || unanswered) && want_stop(e))
+            signal_runner(e);
     }
     return NULL;
 }
@@ -229,9 +352,9 @@ void xpy_kick(struct xpy_engine *e)
 {
     uint64_t one = 1;
 
-    __atomic_store_n(&e->kicked, 1, __ATOMIC_SEQ_CST);
-    if (__atomic_load_n(&e->running, __ATOMIC_SEQ_CST) && write(e->event_fd, &one, sizeof one) < 0)
-        e->uc_emu_stop(e->uc);
+    /* Through the watcher, which goes on until the stop has taken effect. */
+    if (want_stop(e) && write(e->event_fd, &one, sizeof one) < 0)
+        signal_runner(e);
 }
 
 int xpy_kick_pending(struct xpy_engine *e) { return __atomic_load_n(&e->kicked, __ATOMIC_SEQ_CST); }
@@ -271,6 +394,10 @@ static bool start_watcher(struct xpy_engine *e)
     ev.data.fd = e->timer_fd;
     if (epoll_ctl(e->epoll_fd, EPOLL_CTL_ADD, e->timer_fd, &ev))
         return false;
+    struct sigaction act = {.sa_sigaction = on_stop_signal, .sa_flags = SA_SIGINFO | SA_RESTART};
+    sigemptyset(&act.sa_mask);
+    if (sigaction(stop_signal(), &act, NULL))
+        return false;
     /* Signals are for Python's main thread. */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
@@ -303,6 +430,9 @@ static int resolve(struct xpy_engine *e, char *why, size_t n)
         {"uc_context_save", &e->uc_context_save},
         {"uc_context_restore", &e->uc_context_restore},
         {"uc_free", &e->uc_free},
+        {"tcg_tb_lookup_x86_64", &e->block_at},
+        {"tcg_tb_foreach_x86_64", &e->each_block},
+        {"helper_check_exit_request_x86_64", &e->leave},
     };
 
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
@@ -385,6 +515,103 @@ static uint8_t *find_no_exit_request(struct xpy_engine *e, size_t cpu_size)
     return found;
 }
 
+/* The address range [*start, *end) of the mapping of this process that holds `address`, if it may be written and run. */
+static bool code_mapping(uintptr_t address, uintptr_t *start, uintptr_t *end)
+{
+    char line[512], r, w, x;
+    bool found = false;
+    FILE *f = fopen("/proc/self/maps", "re");
+
+    while (f && !found && fgets(line, sizeof line, f)) {
+        unsigned long from, to;
+        if (sscanf(line, "%lx-%lx %c%c%c", &from, &to, &r, &w, &x) == 5 && from <= address && address < to) {
+            found = w == 'w' && x == 'x';
+            *start = from;
+            *end = to;
+            break;
+        }
+    }
+    if (f)
+        fclose(f);
+    return found;
+}
+
+/* The translator's state: the object in which the addresses of prologue, epilogue and code buffer follow each other. */
+static bool find_translator(struct xpy_engine *e)
+{
+    uint64_t engine[ENGINE_OBJECT_MAX / 8], object[ENGINE_OBJECT_MAX / 8];
+
+    if (!peek(e->uc, engine, sizeof engine))
+        return false;
+    for (size_t i = 0; i < ENGINE_OBJECT_MAX / 8; i++) {
+        uint64_t p = engine[i];
+
+        if (p < 4096 || (p & 7) || p >> 47 || !peek((void *)p, object, sizeof object))
+            continue;
+        for (size_t k = 0; k + 2 < ENGINE_OBJECT_MAX / 8; k++) {
+            uint64_t prologue = object[k], epilogue = object[k + 1], buffer = object[k + 2];
+            if (prologue < 4096 || prologue >= epilogue || epilogue - prologue > 4096 || buffer < prologue ||
+                buffer - prologue > 1 << 20)
+                continue;
+            if (code_mapping(prologue, &e->code_start, &e->code_end) && buffer < e->code_end) {
+                e->tcg = (void *)p;
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+/*
+ * Tells the translator that the function it calls at the start of each block has no effect, so that it leaves the call
+ * out. The row of its table is in a part of the library that is read-only after loading.
+ */
+static bool take_out_block_check(struct xpy_engine *e)
+{
+    char line[512], perms[8], path[256];
+    bool done = false;
+    FILE *f = fopen("/proc/self/maps", "re");
+    long page = sysconf(_SC_PAGESIZE);
+
+    while (f && !done && fgets(line, sizeof line, f)) {
+        unsigned long from, to;
+        if (sscanf(line, "%lx-%lx %7s %*s %*s %*s %255s", &from, &to, perms, path) != 4 || perms[0] != 'r' ||
+            perms[2] == 'x' || !strstr(path, "libunicorn"))
+            continue;
+        for (uintptr_t at = from; at + sizeof(struct helper_info) <= to; at += 8) {
+            struct helper_info *row = (struct helper_info *)at;
+            char name[24] = "";
+            if (row->func != (void *)e->leave || !peek(row->name, name, 18) ||
+                strcmp(name, "check_exit_request"))
+                continue;
+            if (!(row->flags & TCG_CALL_NO_SIDE_EFFECTS)) {
+                uintptr_t first = at & -(uintptr_t)page;
+                size_t n = at + sizeof *row - first;
+                if (mprotect((void *)first, n, PROT_READ | PROT_WRITE))
+                    break;
+                row->flags |= TCG_CALL_NO_SIDE_EFFECTS;
+                if (perms[1] != 'w')
+                    mprotect((void *)first, n, PROT_READ);
+            }
+            done = true;
+            break;
+        }
+    }
+    if (f)
+        fclose(f);
+    return done;
+}
+
+static int find_block(void *key, void *value, void *data)
+{
+    struct block *b = value, **found = data;
+
+    (void)key;
+    if (b->pc == (*found ? 0 : 0x400000))
+        *found = b;
+    return 0;
+}
+
 /*
  * The private fields behind the register file. Offsets are those of Unicorn 2.1.4 relative to the register file;
  * each is proved by making the emulator change it.
@@ -447,6 +674,23 @@ static int prove(struct xpy_engine *e, char *why, size_t n)
         e->uc_reg_read(e->uc, UC_X86_REG_CS, &sel);
         if (sel != (uint16_t)e->r.sel[XPY_CS]) {
             snprintf(why, n, "segment selectors are not where they should be");
+            goto unmap;
+        }
+    }
+    {
+        struct block *b = NULL;
+        int jumps = 0;
+        e->each_block(e->tcg, find_block, &b);
+        if (!b || (uintptr_t)b->code < e->code_start || (uintptr_t)b->code + b->code_size > e->code_end ||
+            b->size != 5 || e->block_at(e->tcg, (uintptr_t)b->code + 1) != b) {
+            snprintf(why, n, "translated blocks are not as they should be");
+            goto unmap;
+        }
+        for (int i = 0; i < 2; i++)
+            if (b->jmp_reset_offset[i] != NO_JUMP)
+                jumps += b->jmp_reset_offset[i] <= b->code_size && b->jmp_target_arg[i] + 4 <= b->code_size ? 1 : 9;
+        if (jumps != 1) {
+            snprintf(why, n, "jumps between translated blocks are not as they should be");
             goto unmap;
         }
     }
@@ -548,6 +792,14 @@ static int set_up(struct xpy_engine *e, char *why, size_t n)
         return -1;
     }
     *no_exit_request = 1;
+    if (!find_translator(e)) {
+        snprintf(why, n, "the translator's state was not found");
+        return -1;
+    }
+    if (!take_out_block_check(e)) {
+        snprintf(why, n, "the check at the start of blocks cannot be taken out");
+        return -1;
+    }
     flat_segments(e);
     if (e->uc_hook_add(e->uc, &hook, UC_HOOK_INTR, on_exception, e, 1, 0) ||
         e->uc_hook_add(e->uc, &hook, UC_HOOK_INSN, on_syscall, e, 1, 0, UC_X86_INS_SYSCALL) ||
@@ -739,9 +991,19 @@ int xpy_run(struct xpy_engine *e)
     }
     load(e);
     e->c.runs++;
+    e->thread = (pid_t)syscall(SYS_gettid);
+    running_here = e;
     __atomic_store_n(&e->running, 1, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&e->kicked, __ATOMIC_SEQ_CST)) {
+        __atomic_store_n(&e->running, 0, __ATOMIC_SEQ_CST);
+        running_here = NULL;
+        e->c.kicks++;
+        return XPY_KICKED;
+    }
     err = e->uc_emu_start(e->uc, r->rip, 0, 0, 0);
     __atomic_store_n(&e->running, 0, __ATOMIC_SEQ_CST);
+    running_here = NULL;
+    straighten(e);
     save(e);
     if (r->kind == XPY_SYSCALL) {
         e->c.syscalls++;
