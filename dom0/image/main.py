@@ -25,8 +25,9 @@ from dom0.image.paths import images_dir
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `image` to the subcommands of `xen-py`; its arguments then go to `run`."""
+    """Add `image` to the subcommands of `xen-py`; `run` of its arguments is what carries it out."""
     image = subparsers.add_parser("image", help="get and make images to boot")
+    image.set_defaults(run=run)
     commands = image.add_subparsers(dest="image_command", required=True)
     command = commands.add_parser("fetch", help="get a distribution's kernel, and a busybox initramfs for it")
     command.add_argument("distribution", choices=sorted(fetch.FETCHERS))
@@ -36,7 +37,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     command.add_argument("output", type=Path)
     command.add_argument("--busybox", help="static busybox to use (default: the one fetched with debian)")
     command.add_argument("--file", action="append", default=[], metavar="GUEST-PATH=FILE", help="add a file")
-    command.add_argument("--run", action="append", default=[], metavar="LINE", help="shell line that /init runs")
+    command.add_argument("--run", dest="lines", action="append", default=[], metavar="LINE", help="shell line that /init runs")
     command = commands.add_parser("vmlinux", help="write the unpacked ELF file of a kernel")
     command.add_argument("kernel", type=Path)
     command.add_argument("output", type=Path)
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
             case "initramfs":
                 busybox = args.busybox or str(images_dir() / "debian" / "busybox")
                 files = dict(_file(argument) for argument in args.file)
-                args.output.write_bytes(initramfs.build(busybox, files=files, init_lines=args.run))
+                args.output.write_bytes(initramfs.build(busybox, files=files, init_lines=args.lines))
             case "vmlinux":
                 with _progress() as progress:
                     vmlinux.extract(args.kernel, args.output, progress)
