@@ -18,7 +18,9 @@
 #include "engine.h"
 
 #include <dlfcn.h>
+#include <elf.h>
 #include <errno.h>
+#include <link.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -154,6 +156,7 @@ struct xpy_engine {
         uint64_t dest;
     } bent[2];
     void *tcg;
+    struct helper_info *block_check;
     uintptr_t code_start, code_end;
     uint64_t budget, blocks; /* counted blocks, only with a block hook */
     uc_hook block_hook;
@@ -515,29 +518,8 @@ static uint8_t *find_no_exit_request(struct xpy_engine *e, size_t cpu_size)
     return found;
 }
 
-/* The address range [*start, *end) of the mapping of this process that holds `address`, if it may be written and run. */
-static bool code_mapping(uintptr_t address, uintptr_t *start, uintptr_t *end)
-{
-    char line[512], r, w, x;
-    bool found = false;
-    FILE *f = fopen("/proc/self/maps", "re");
-
-    while (f && !found && fgets(line, sizeof line, f)) {
-        unsigned long from, to;
-        if (sscanf(line, "%lx-%lx %c%c%c", &from, &to, &r, &w, &x) == 5 && from <= address && address < to) {
-            found = w == 'w' && x == 'x';
-            *start = from;
-            *end = to;
-            break;
-        }
-    }
-    if (f)
-        fclose(f);
-    return found;
-}
-
-/* The translator's state: the object in which the addresses of prologue, epilogue and code buffer follow each other. */
-static bool find_translator(struct xpy_engine *e)
+/* The translator's state: the object in which prologue, epilogue and code buffer follow each other. */
+static bool find_translator(struct xpy_engine *e, uint32_t translation_buffer)
 {
     uint64_t engine[ENGINE_OBJECT_MAX / 8], object[ENGINE_OBJECT_MAX / 8];
 
@@ -548,15 +530,17 @@ static bool find_translator(struct xpy_engine *e)
 
         if (p < 4096 || (p & 7) || p >> 47 || !peek((void *)p, object, sizeof object))
             continue;
-        for (size_t k = 0; k + 2 < ENGINE_OBJECT_MAX / 8; k++) {
+        for (size_t k = 0; k + 6 < ENGINE_OBJECT_MAX / 8; k++) {
             uint64_t prologue = object[k], epilogue = object[k + 1], buffer = object[k + 2];
+            uint64_t size = object[k + 5], next = object[k + 6]; /* the buffer as allocated lies between */
             if (prologue < 4096 || prologue >= epilogue || epilogue - prologue > 4096 || buffer < prologue ||
-                buffer - prologue > 1 << 20)
+                buffer - prologue > 1 << 20 || size > translation_buffer || size < translation_buffer / 2 ||
+                next < buffer || next > buffer + size)
                 continue;
-            if (code_mapping(prologue, &e->code_start, &e->code_end) && buffer < e->code_end) {
-                e->tcg = (void *)p;
-                return true;
-            }
+            e->tcg = (void *)p;
+            e->code_start = prologue;
+            e->code_end = buffer + size;
+            return true;
         }
     }
     return false;
@@ -564,42 +548,49 @@ static bool find_translator(struct xpy_engine *e)
 
 /*
  * Tells the translator that the function it calls at the start of each block has no effect, so that it leaves the call
- * out. The row of its table is in a part of the library that is read-only after loading.
+ * out. The row of its table is in a part of the library that is read-only after loading; once a process is enough, and
+ * a process forked later has it done.
  */
-static bool take_out_block_check(struct xpy_engine *e)
+static int find_block_check(struct dl_phdr_info *library, size_t size, void *data)
 {
-    char line[512], perms[8], path[256];
-    bool done = false;
-    FILE *f = fopen("/proc/self/maps", "re");
-    long page = sysconf(_SC_PAGESIZE);
+    struct xpy_engine *e = data;
 
-    while (f && !done && fgets(line, sizeof line, f)) {
-        unsigned long from, to;
-        if (sscanf(line, "%lx-%lx %7s %*s %*s %*s %255s", &from, &to, perms, path) != 4 || perms[0] != 'r' ||
-            perms[2] == 'x' || !strstr(path, "libunicorn"))
+    (void)size;
+    if (!strstr(library->dlpi_name, "libunicorn"))
+        return 0;
+    for (int i = 0; i < library->dlpi_phnum; i++) {
+        const ElfW(Phdr) *part = &library->dlpi_phdr[i];
+        uintptr_t from = library->dlpi_addr + part->p_vaddr, to = from + part->p_memsz;
+
+        if (part->p_type != PT_LOAD || (part->p_flags & PF_X))
             continue;
-        for (uintptr_t at = from; at + sizeof(struct helper_info) <= to; at += 8) {
+        for (uintptr_t at = (from + 7) & ~(uintptr_t)7; at + sizeof(struct helper_info) <= to; at += 8) {
             struct helper_info *row = (struct helper_info *)at;
             char name[24] = "";
-            if (row->func != (void *)e->leave || !peek(row->name, name, 18) ||
-                strcmp(name, "check_exit_request"))
-                continue;
-            if (!(row->flags & TCG_CALL_NO_SIDE_EFFECTS)) {
-                uintptr_t first = at & -(uintptr_t)page;
-                size_t n = at + sizeof *row - first;
-                if (mprotect((void *)first, n, PROT_READ | PROT_WRITE))
-                    break;
-                row->flags |= TCG_CALL_NO_SIDE_EFFECTS;
-                if (perms[1] != 'w')
-                    mprotect((void *)first, n, PROT_READ);
+            if (row->func == (void *)e->leave && peek(row->name, name, 18) && !strcmp(name, "check_exit_request")) {
+                e->block_check = row;
+                return 1;
             }
-            done = true;
-            break;
         }
     }
-    if (f)
-        fclose(f);
-    return done;
+    return 0;
+}
+
+static bool take_out_block_check(struct xpy_engine *e)
+{
+    uintptr_t page = sysconf(_SC_PAGESIZE);
+
+    if (!dl_iterate_phdr(find_block_check, e))
+        return false;
+    if (!(e->block_check->flags & TCG_CALL_NO_SIDE_EFFECTS)) {
+        uintptr_t first = (uintptr_t)e->block_check & -page;
+        size_t n = (uintptr_t)(e->block_check + 1) - first;
+        if (mprotect((void *)first, n, PROT_READ | PROT_WRITE))
+            return false;
+        e->block_check->flags |= TCG_CALL_NO_SIDE_EFFECTS;
+        mprotect((void *)first, n, PROT_READ);
+    }
+    return true;
 }
 
 static int find_block(void *key, void *value, void *data)
@@ -750,7 +741,7 @@ static void flat_segments(struct xpy_engine *e)
     e->cpu->hflags &= ~HF_ADDSEG;
 }
 
-static int set_up(struct xpy_engine *e, char *why, size_t n)
+static int set_up(struct xpy_engine *e, uint32_t translation_buffer, char *why, size_t n)
 {
     uint64_t v;
     uint8_t *no_exit_request;
@@ -792,7 +783,7 @@ static int set_up(struct xpy_engine *e, char *why, size_t n)
         return -1;
     }
     *no_exit_request = 1;
-    if (!find_translator(e)) {
+    if (!find_translator(e, translation_buffer)) {
         snprintf(why, n, "the translator's state was not found");
         return -1;
     }
@@ -834,7 +825,7 @@ struct xpy_engine *xpy_open(const char *libunicorn, uint32_t translation_buffer,
     e->uc_ctl(e->uc, UC_CTL_WRITE(UC_CTL_CPU_MODEL, 1), UC_CPU_X86_EPYC);
     e->uc_ctl(e->uc, UC_CTL_WRITE(UC_CTL_TCG_BUFFER_SIZE, 1), translation_buffer);
     e->uc_ctl(e->uc, UC_CTL_WRITE(UC_CTL_UC_USE_EXITS, 1), 1);
-    if (set_up(e, why, n))
+    if (set_up(e, translation_buffer, why, n))
         goto fail;
     flat_segments(e);
     if (e->uc_context_alloc(e->uc, &e->scratch) || !start_watcher(e)) {
