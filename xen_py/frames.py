@@ -51,7 +51,7 @@ class FrameTable:
         self.geometry = geometry
         self.base = geometry.mfn_base
         n = self.count = geometry.nr_frames
-        self._store = mmap.mmap(-1, n * 14)
+        self._store = mmap.mmap(-1, n * 16)
         whole = memoryview(self._store)
         self.refs = whole[0 : 4 * n].cast("I")
         self.type_counts = whole[4 * n : 8 * n].cast("I")
@@ -59,6 +59,8 @@ class FrameTable:
         """Executable mappings of the frame there are now."""
         self.types = whole[12 * n : 13 * n]
         self.flags = whole[13 * n : 14 * n]
+        self.linear = whole[14 * n : 16 * n].cast("h")
+        """Of a table: how many linear entries it has, or as a negative number how many name it (never both)."""
         self.allocated = 0
 
     def index(self, mfn: int) -> int:
@@ -126,5 +128,5 @@ class FrameTable:
         self.allocated = state["allocated"]
 
     def close(self) -> None:
-        for view in (self.refs, self.type_counts, self.code_maps, self.types, self.flags):
+        for view in (self.refs, self.type_counts, self.code_maps, self.types, self.flags, self.linear):
             view.release()

@@ -39,9 +39,8 @@ AD = ACCESSED | DIRTY
 L1_DISALLOWED = PWT | PCD | PAT | GNTTAB
 TABLE_DISALLOWED = PWT | PCD | PSE | GLOBAL
 # Bits that may change in an entry without looking at the frames again.
-L1_FREE_BITS = NX | AVAIL_HIGH | AVAIL | GLOBAL | DIRTY | ACCESSED | USER
-L1_CHECKED_BITS = ~L1_FREE_BITS
-TABLE_FREE_BITS = L1_FREE_BITS | RW
+# RW is not among them for tables either: a linear entry (a table naming its own level) must stay read-only.
+CHECKED_BITS = ~(NX | AVAIL_HIGH | AVAIL | GLOBAL | DIRTY | ACCESSED | USER)
 
 HYPERVISOR_SLOTS = range(256, 272)
 
@@ -193,7 +192,7 @@ class PageTables:
                 f.type_counts[i] = 1
             else:
                 f.refs[i] -= 1
-                raise XenError(Errno.EINVAL, f"MFN {mfn:#x} is in use as type {f.types[i]} and cannot be writable")
+                raise XenError(Errno.EBUSY, f"MFN {mfn:#x} is in use as type {f.types[i]} and cannot be writable")
         if not entry & NX:
             maps = f.code_maps[i]
             if maps == 0:
@@ -224,11 +223,15 @@ class PageTables:
         i = self.get_page(mfn)
         if f.types[i] == level and f.type_counts[i] and not entry & RW:
             # A read-only *linear* page table: an entry that names a table of its own level. The table itself needs
-            # no further reference; another one is held by its type.
-            self.frames.refs[i] -= 1
+            # no further reference; another one is held by its type. Such entries do not nest: a table that has them
+            # cannot be named by them, so that dropping a table never runs down a chain that the guest has made.
+            f.refs[i] -= 1
             if i != holder:
-                if not f.flags[i] & FrameFlag.VALIDATED:
-                    raise XenError(Errno.EINVAL, f"linear L{level} entry names a table that is not valid")
+                linear = f.linear
+                if not f.flags[i] & FrameFlag.VALIDATED or linear[holder] < 0 or not -0x8000 < linear[i] <= 0:
+                    raise XenError(Errno.EINVAL, f"linear L{level} entry names a table that is not valid or linear too")
+                linear[holder] += 1
+                linear[i] -= 1
                 f.refs[i] += 1
                 f.type_counts[i] += 1
             return
@@ -244,6 +247,10 @@ class PageTables:
             return
         i = ((entry & FRAME_MASK) >> 12) - self._base
         if i != holder:
+            f = self.frames
+            if f.types[i] == level:
+                f.linear[holder] -= 1
+                f.linear[i] += 1
             self.put_page_and_type(i)
 
     def set_l1(self, at: int, new: int, preserve_ad: bool = False) -> None:
@@ -254,7 +261,7 @@ class PageTables:
             if new & L1_DISALLOWED:
                 raise XenError(Errno.EINVAL, f"bad L1 flags {new & L1_DISALLOWED:#x}")
             new = _adjust_l1(new)
-            if not (old ^ new) & L1_CHECKED_BITS:
+            if not (old ^ new) & CHECKED_BITS:
                 if (old ^ new) & NX:
                     self._code_permission_changed(new)
                 words[at] = new | (old & AD) if preserve_ad else new
@@ -287,7 +294,7 @@ class PageTables:
             if new & TABLE_DISALLOWED:
                 raise XenError(Errno.EINVAL, f"bad L{level} flags {new & TABLE_DISALLOWED:#x}")
             adjusted = new | USER
-            if not (old ^ adjusted) & ~TABLE_FREE_BITS:
+            if not (old ^ adjusted) & CHECKED_BITS:
                 words[at] = adjusted | (old & AD) if preserve_ad else adjusted
                 return
             self._get_from_table_entry(new, level, holder)
