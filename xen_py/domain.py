@@ -308,9 +308,12 @@ class Domain:
             self.write_kernel(v, v.time_area, record)
 
     def write_kernel(self, v: Vcpu, va: int, data: bytes) -> None:
-        """Write guest memory through the kernel's page tables in either mode; a bad address is ignored."""
+        """Write guest memory through the kernel's page tables in either mode; a bad address is ignored.
+
+        A vCPU that has never run has no page tables: those of the one that asks for it serve.
+        """
         access = self.access
-        root, access.root_index = access.root_index, v.root - self.frames.base
+        root, access.root_index = access.root_index, (v.root or self.current.root) - self.frames.base
         try:
             access.write(va, data)
         except XenError:
