@@ -19,6 +19,8 @@ from xen_py.abi.xen import (
     MMU_PT_UPDATE_PRESERVE_AD,
     MMU_UPDATE_PREEMPTED,
     UVMF_FLUSHTYPE_MASK,
+    UVMF_INVLPG,
+    UVMF_TLB_FLUSH,
 )
 from xen_py.domain import Domain
 from xen_py.frames import FrameType
@@ -93,7 +95,9 @@ def update_va_mapping(d: Domain, v: Vcpu, va: int, value: int, flags: int, *_: i
     if at is None or d.frames.types[at >> 9] != FrameType.L1 or not d.frames.type_counts[at >> 9]:
         raise XenError(Errno.EINVAL, f"no L1 table for {va:#x}")
     d.pages.set_l1(at, value)
-    if flags & UVMF_FLUSHTYPE_MASK:
+    if flags & UVMF_FLUSHTYPE_MASK == UVMF_INVLPG:
+        d.engine.flush_page(va)
+    elif flags & UVMF_FLUSHTYPE_MASK == UVMF_TLB_FLUSH:
         d.engine.flush_tlb()
     return 0
 
@@ -124,14 +128,19 @@ def _one_ext(d: Domain, v: Vcpu, command: int, arg1: int, arg2: int) -> None:
         d.pages.pin(arg1 & _GUEST_FRAMES, command + 1)
     elif command == UNPIN:
         d.pages.unpin(arg1 & _GUEST_FRAMES)
-    elif command in (TLB_FLUSH_LOCAL, INVLPG_LOCAL, TLB_FLUSH_ALL, INVLPG_ALL):
+    elif command in (TLB_FLUSH_LOCAL, TLB_FLUSH_ALL):
         d.engine.flush_tlb()
+    elif command in (INVLPG_LOCAL, INVLPG_ALL):
+        d.engine.flush_page(arg1)
     elif command in (TLB_FLUSH_MULTI, INVLPG_MULTI):
         try:
             d.access.read(arg2, -(-len(d.vcpus) // 8))
         except XenError:
             raise XenError(Errno.EINVAL, f"vCPU mask at {arg2:#x} cannot be read") from None
-        d.engine.flush_tlb()
+        if command == INVLPG_MULTI:
+            d.engine.flush_page(arg1)
+        else:
+            d.engine.flush_tlb()
     elif command == SET_LDT:
         entries = arg2 & 0xFFFFFFFF
         base = arg1 if entries else 0

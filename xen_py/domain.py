@@ -169,6 +169,7 @@ class Domain:
         old, v.root = v.root, root
         if v.kernel_mode:
             self.set_root(v, root)
+        self.engine.flush_tlb()
         self.pages.put_page_and_type(self.frames.index(old))
 
     def new_user_root(self, v: Vcpu, root: Mfn) -> None:

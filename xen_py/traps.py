@@ -50,11 +50,13 @@ def toggle_mode(d: Domain, v: Vcpu) -> None:
         v.gs_base_kernel = r[R.GS_BASE]
         r[R.GS_BASE] = v.gs_base_user
         v.kernel_mode = False
+        r[R.USER] = 1
         d.set_root(v, v.user_root)
     else:
         v.gs_base_user = r[R.GS_BASE]
         r[R.GS_BASE] = v.gs_base_kernel
         v.kernel_mode = True
+        r[R.USER] = 0
         d.set_root(v, v.root)
 
 

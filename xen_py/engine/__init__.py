@@ -25,11 +25,12 @@ class R:
     GS_BASE = 25
     CR3 = 26
     COMPAT = 27
-    KIND = 28
-    VECTOR = 29
-    ERROR = 30
-    CR2 = 31
-    COUNT = 32
+    USER = 28
+    KIND = 29
+    VECTOR = 30
+    ERROR = 31
+    CR2 = 32
+    COUNT = 33
 
 
 class ExitKind(IntEnum):
@@ -50,7 +51,7 @@ class Engine(Protocol):
     """What runs one domain's instructions, always at CPL 3."""
 
     regs: memoryview
-    """32 words, format 'Q', see `R`."""
+    """`R.COUNT` words, format 'Q', see `R`."""
 
     def run(self) -> int:
         """Enter the guest with `regs` and come back with an `ExitKind`; vector, error and CR2 are in `regs`."""
@@ -65,6 +66,9 @@ class Engine(Protocol):
 
     def flush_tlb(self) -> None:
         """Forget every cached translation before the next instruction."""
+
+    def flush_page(self, va: int) -> None:
+        """Forget the translation of one page."""
 
     def drop_code(self, va: int, size: int) -> None:
         """Forget translated code of the frames mapped at this address of the current address space."""

@@ -16,11 +16,11 @@ from cffi import FFI
 
 from xen_py.engine import EngineError, R
 
-_ABI = 3
+_ABI = 4
 _ffi = FFI()
 _ffi.cdef(
     """
-struct xpy_counters { uint64_t runs, syscalls, exceptions, kicks, tlb_flushes, code_drops, steps; };
+struct xpy_counters { uint64_t runs, syscalls, exceptions, kicks, tlb_flushes, page_flushes, code_drops, steps; };
 struct xpy_cpuid { uint32_t leaf, subleaf, eax, ebx, ecx, edx; };
 typedef struct xpy_engine xpy_engine;
 int xpy_abi(void);
@@ -37,6 +37,7 @@ int xpy_set_cpuid(xpy_engine *e, const struct xpy_cpuid *table, size_t n);
 void xpy_set_debugreg(xpy_engine *e, int n, uint64_t value);
 void xpy_set_tsc(xpy_engine *e, int64_t offset, int trap);
 void xpy_flush_tlb(xpy_engine *e);
+void xpy_flush_page(xpy_engine *e, uint64_t va);
 void xpy_drop_code(xpy_engine *e, uint64_t va, size_t n);
 int xpy_run(xpy_engine *e);
 int xpy_step_supervisor(xpy_engine *e);
@@ -121,6 +122,9 @@ class UnicornEngine:
             raise EngineError(f"machine memory {machine_address:#x}+{size:#x} cannot be unmapped")
         _ffi.release(self._maps.pop(machine_address))
 
+    def flush_page(self, va: int) -> None:
+        self._lib.xpy_flush_page(self._e, va)
+
     def drop_code(self, va: int, size: int) -> None:
         self._lib.xpy_drop_code(self._e, va, size)
 
@@ -171,7 +175,7 @@ class UnicornEngine:
 
     def statistics(self) -> dict[str, int]:
         c = self._lib.xpy_counters(self._e)
-        names = ("runs", "syscalls", "exceptions", "kicks", "tlb_flushes", "code_drops", "steps")
+        names = ("runs", "syscalls", "exceptions", "kicks", "tlb_flushes", "page_flushes", "code_drops", "steps")
         return {name: int(getattr(c, name)) for name in names} | {"blocks": int(self._lib.xpy_blocks(self._e))}
 
     def close(self) -> None:

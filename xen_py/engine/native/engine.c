@@ -76,6 +76,30 @@ struct cpu_state {
     uint64_t cr[9];
 };
 
+/*
+ * The software TLB of one MMU mode, and where it lies before the register file. There are three modes; a PV guest is
+ * always in the user one, so the first, unused one serves to park the TLB of whichever of guest kernel and guest user
+ * is not running: changing between the two need not flush anything then.
+ */
+struct tlb {
+    uint8_t descriptor[696];
+};
+
+struct tlb_fast {
+    uint64_t mask, table;
+};
+
+#define TLB_BEFORE_CPU 2192
+#define TLB_PARKED 0
+#define TLB_USED 1
+
+struct tlbs {
+    uint16_t dirty;
+    uint64_t flush_counts[3];
+    struct tlb d[3];
+    struct tlb_fast f[3] __attribute__((aligned(16)));
+};
+
 /* The head of a translated block (QEMU's TranslationBlock). */
 struct block {
     uint64_t pc, cs_base;
@@ -95,6 +119,7 @@ struct block {
 #define CF_INVALID 0x40000u
 #define TCG_CALL_NO_SIDE_EFFECTS 4u
 #define HF_NOWHERE (1u << 31) /* no block has it in its flags */
+#define HF_KERNEL (1u << 30)  /* blocks of guest kernel mode: user mode must not find them by their address */
 
 struct helper_info { /* one row of the translator's table of C functions */
     void *func;
@@ -136,7 +161,10 @@ struct xpy_engine {
     size_t context_size;   /* of the public blob */
     size_t context_header; /* bytes of it before the CPU state */
     void *scratch;
-    uint64_t loaded_cr3;
+    struct tlbs *tlbs;
+    void *cpu_object;
+    uint64_t loaded_cr3[2]; /* what the TLB of kernel and user mode was filled from */
+    unsigned mode;          /* whose TLB is in use: 0 kernel, 1 user */
     bool tlb_stale;
     struct xpy_cpuid *cpuid;
     size_t n_cpuid;
@@ -181,6 +209,8 @@ struct xpy_engine {
     struct block *(*block_at)(void *, uintptr_t);
     void (*each_block)(void *, int (*)(void *, void *, void *), void *);
     void (*leave)(uc_engine *, uint32_t);
+    void (*flush_page)(void *, uint64_t);
+    void (*flush_modes)(void *, uint16_t);
 };
 
 int xpy_abi(void) { return XPY_ABI; }
@@ -436,6 +466,8 @@ static int resolve(struct xpy_engine *e, char *why, size_t n)
         {"tcg_tb_lookup_x86_64", &e->block_at},
         {"tcg_tb_foreach_x86_64", &e->each_block},
         {"helper_check_exit_request_x86_64", &e->leave},
+        {"tlb_flush_page_x86_64", &e->flush_page},
+        {"tlb_flush_by_mmuidx_x86_64", &e->flush_modes},
     };
 
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
@@ -488,6 +520,7 @@ static struct cpu_state *find_cpu(struct xpy_engine *e)
         for (size_t at = 0; at + sizeof magic <= have; at += 8)
             if (!memcmp((char *)object + at, magic, sizeof magic)) {
                 found = (struct cpu_state *)(p + at);
+                e->cpu_object = (void *)p;
                 break;
             }
     }
@@ -612,37 +645,47 @@ static int find_block(void *key, void *value, void *data)
 #define AT_OLD_EXCEPTION 5496
 #define AT_TSC_OFFSET 5512
 
+#define SCRATCH 0x10000
+
 static int prove(struct xpy_engine *e, char *why, size_t n)
 {
-    /* In a scratch address space: L4 at 0, tables at 0x1000.., one page of code at VA 0x400000 = 0x5000. */
+    /* Two scratch address spaces with the same page of code at VA 0x400000 and different data at VA 0x401000. */
     uint64_t *mem = NULL;
     int bad = -1;
     uint64_t rip = 0, flags = 0;
     struct cpu_state *cpu = e->cpu;
 
-    if (posix_memalign((void **)&mem, 4096, 0x8000)) {
+    if (posix_memalign((void **)&mem, 4096, SCRATCH)) {
         snprintf(why, n, "out of memory");
         return -1;
     }
-    memset(mem, 0, 0x8000);
-    mem[0] = 0x1007, mem[0x1000 / 8] = 0x2007, mem[0x2000 / 8 + 2] = 0x3007, mem[0x3000 / 8] = 0x5007;
+    memset(mem, 0, SCRATCH);
+    for (uint64_t root = 0; root < 2; root++) {
+        uint64_t at = root * 0x8000;
+        mem[at / 8] = at + 0x1007;
+        mem[at / 8 + 0x200] = at + 0x2007;
+        mem[at / 8 + 0x402] = at + 0x3007;
+        mem[at / 8 + 0x600] = 0x5007;
+        mem[at / 8 + 0x601] = 0x6007 + root * 0x1000;
+        mem[0x6000 / 8 + root * 0x200] = 0x1111 + root;
+    }
     /* mov (%rdi),%rax ; jmp . -- a fault with a known error code, again and again */
     memcpy((char *)mem + 0x5000, "\x48\x89\x07\xeb\xfe", 5);
-    if (e->uc_mem_map_ptr(e->uc, 0, 0x8000, UC_PROT_ALL, mem)) {
+    if (e->uc_mem_map_ptr(e->uc, 0, SCRATCH, UC_PROT_ALL, mem)) {
         snprintf(why, n, "uc_mem_map_ptr failed");
         goto out;
     }
     e->r.cr3 = 0;
-    e->loaded_cr3 = ~0ull;
+    e->tlb_stale = true;
     e->r.rip = 0x400000;
     e->r.rflags = 0x202 | DF_FLAG | 0x41;
-    e->r.gpr[7] = 0x401230;
+    e->r.gpr[7] = 0x402230;
     e->r.fs_base = 0x1122334455667788ull;
     e->r.gs_base = 0x7fff12345678ull;
     for (int i = 0; i < 5; i++) {
         e->r.vector = 0;
         if (xpy_run(e) != XPY_EXCEPTION || e->r.vector != 14 || e->r.rip != 0x400000 || e->r.error != 6 ||
-            e->r.cr2 != 0x401230) {
+            e->r.cr2 != 0x402230) {
             snprintf(why, n, "exception state is not where it should be (exit %d vector %d error %#x rip %#llx)",
                      (int)e->r.kind, (int)e->r.vector, (unsigned)e->r.error, (unsigned long long)e->r.rip);
             goto unmap;
@@ -713,11 +756,29 @@ static int prove(struct xpy_engine *e, char *why, size_t n)
             goto unmap;
         }
     }
+    /* mov (%rdi),%rax ; syscall : each mode keeps the translations of its own root until it is told not to */
+    memcpy((char *)mem + 0x5000, "\x48\x8b\x07\x0f\x05", 5);
+    e->uc_ctl(e->uc, UC_CTL_WRITE(UC_CTL_TB_FLUSH, 0));
+    for (int step = 0; step < 5; step++) {
+        static const uint64_t expected[5] = {0x1111, 0x1112, 0x1111, 0x1112, 0x1112};
+        e->r.user = step == 1 || step == 3;
+        e->r.cr3 = e->r.user ? 0x8000 : 0;
+        e->r.rip = 0x400000;
+        e->r.gpr[7] = 0x401000;
+        if (step == 2)
+            mem[0x601] = 0x7007;
+        if (step == 4)
+            xpy_flush_page(e, 0x401000);
+        if (xpy_run(e) != XPY_SYSCALL || e->r.gpr[0] != expected[step]) {
+            snprintf(why, n, "the TLBs are not where they should be (step %d)", step);
+            goto unmap;
+        }
+    }
     bad = 0;
 unmap:
-    e->uc_mem_unmap(e->uc, 0, 0x8000);
+    e->uc_mem_unmap(e->uc, 0, SCRATCH);
     e->uc_ctl(e->uc, UC_CTL_WRITE(UC_CTL_TB_FLUSH, 0));
-    e->loaded_cr3 = ~0ull;
+    e->tlb_stale = true;
     memset(&e->r, 0, sizeof e->r);
     memset(&e->c, 0, sizeof e->c);
 out:
@@ -770,6 +831,7 @@ static int set_up(struct xpy_engine *e, uint32_t translation_buffer, char *why, 
         snprintf(why, n, "the control registers are not where they should be");
         return -1;
     }
+    e->tlbs = (struct tlbs *)((char *)e->cpu - TLB_BEFORE_CPU);
     e->error_code = (int32_t *)((char *)e->cpu + AT_ERROR_CODE);
     e->exception_is_int = e->error_code + 1;
     e->dr = (uint64_t *)((char *)e->cpu + AT_EXCEPTION_DR);
@@ -810,7 +872,7 @@ struct xpy_engine *xpy_open(const char *libunicorn, uint32_t translation_buffer,
         return NULL;
     }
     e->epoll_fd = e->event_fd = e->timer_fd = -1;
-    e->loaded_cr3 = ~0ull;
+    e->tlb_stale = true;
     e->dl = dlopen(libunicorn, RTLD_NOW | RTLD_LOCAL);
     if (!e->dl) {
         snprintf(why, n, "%s", dlerror());
@@ -917,10 +979,33 @@ void xpy_set_tsc(struct xpy_engine *e, int64_t offset, int trap)
 
 void xpy_flush_tlb(struct xpy_engine *e) { e->tlb_stale = true; }
 
+void xpy_flush_page(struct xpy_engine *e, uint64_t va)
+{
+    e->c.page_flushes++;
+    e->flush_page(e->cpu_object, va);
+}
+
 void xpy_drop_code(struct xpy_engine *e, uint64_t va, size_t n)
 {
     e->c.code_drops++;
+    e->cpu->cr[3] = e->r.cr3;
     e->uc_ctl(e->uc, UC_CTL_WRITE(UC_CTL_TB_REMOVE_CACHE, 2), va, va + n);
+}
+
+static void change_mode(struct xpy_engine *e)
+{
+    struct tlbs *t = e->tlbs;
+    struct tlb d = t->d[TLB_USED];
+    struct tlb_fast f = t->f[TLB_USED];
+    uint16_t both = (1 << TLB_USED) | (1 << TLB_PARKED), dirty = t->dirty & both;
+
+    t->d[TLB_USED] = t->d[TLB_PARKED];
+    t->f[TLB_USED] = t->f[TLB_PARKED];
+    t->d[TLB_PARKED] = d;
+    t->f[TLB_PARKED] = f;
+    if (dirty && dirty != both)
+        t->dirty ^= both;
+    e->mode ^= 1;
 }
 
 static void load(struct xpy_engine *e)
@@ -943,16 +1028,21 @@ static void load(struct xpy_engine *e)
         cpu->hflags |= HF_CS64;
     }
     cpu->hflags |= HF_CPL | HF_CS32 | HF_SS32;
-    if (r->cr3 != e->loaded_cr3) {
-        e->uc_reg_write(e->uc, UC_X86_REG_CR3, &r->cr3);
-        e->loaded_cr3 = r->cr3;
+    if (r->user != e->mode)
+        change_mode(e);
+    if (e->mode)
+        cpu->hflags &= ~HF_KERNEL;
+    else
+        cpu->hflags |= HF_KERNEL;
+    if (e->tlb_stale) {
+        e->flush_modes(e->cpu_object, 7);
         e->tlb_stale = false;
         e->c.tlb_flushes++;
-    } else if (e->tlb_stale) {
-        e->uc_ctl(e->uc, UC_CTL_WRITE(UC_CTL_TLB_FLUSH, 0));
-        e->tlb_stale = false;
+    } else if (r->cr3 != e->loaded_cr3[e->mode]) {
+        e->flush_modes(e->cpu_object, 1 << TLB_USED);
         e->c.tlb_flushes++;
     }
+    e->loaded_cr3[e->mode] = cpu->cr[3] = r->cr3;
 }
 
 static void save(struct xpy_engine *e)
@@ -1060,7 +1150,7 @@ void xpy_fpu_restore(struct xpy_engine *e, const void *blob)
     memcpy((char *)e->scratch + e->context_header, (const char *)blob + e->context_header,
            e->context_size - e->context_header);
     e->uc_context_restore(e->uc, e->scratch);
-    e->loaded_cr3 = ~0ull;
+    e->tlb_stale = true;
     *e->old_exception = -1;
 }
 

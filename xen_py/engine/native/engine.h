@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define XPY_ABI 3
+#define XPY_ABI 4
 
 /* Why xpy_run came back. */
 enum {
@@ -35,6 +35,7 @@ struct xpy_regs {
     uint64_t gs_base; /* the active one */
     uint64_t cr3;     /* machine address of the L4 table to run on */
     uint64_t compat;  /* 1: 32-bit code segment */
+    uint64_t user;    /* 1: guest user mode, 0: guest kernel mode; each has a TLB of its own */
     /* out only */
     uint64_t kind;
     uint64_t vector;
@@ -48,7 +49,7 @@ struct xpy_cpuid {
 };
 
 struct xpy_counters {
-    uint64_t runs, syscalls, exceptions, kicks, tlb_flushes, code_drops, steps;
+    uint64_t runs, syscalls, exceptions, kicks, tlb_flushes, page_flushes, code_drops, steps;
 };
 
 struct xpy_engine;
@@ -67,6 +68,7 @@ int xpy_set_cpuid(struct xpy_engine *e, const struct xpy_cpuid *table, size_t n)
 void xpy_set_debugreg(struct xpy_engine *e, int n, uint64_t value);
 void xpy_set_tsc(struct xpy_engine *e, int64_t offset, int trap);
 void xpy_flush_tlb(struct xpy_engine *e);
+void xpy_flush_page(struct xpy_engine *e, uint64_t va);
 void xpy_drop_code(struct xpy_engine *e, uint64_t va, size_t n);
 int xpy_run(struct xpy_engine *e);
 int xpy_step_supervisor(struct xpy_engine *e);
