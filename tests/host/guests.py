@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import trio
+
+from dom0.host.machine import Machine, open_machine
 from dom0.toolstack.config import DomainConfig
 from xen_py.clock import Clock
 from xen_py.io.console import ConsoleRing
@@ -15,6 +19,18 @@ from xen_py.link import HostLink
 from xen_py.memory import GuestMemory
 from xen_py.spec import DomainInfo, DomainSpec, Step, VcpuInfo
 from xen_py.types import Port
+
+PATIENCE = 60
+"""Seconds after which a test that waits for a guest has failed; nothing is measured by it."""
+
+
+@asynccontextmanager
+async def watched_machine(**options: Any) -> AsyncIterator[Machine]:
+    """`open_machine` for tests: one that hangs fails instead."""
+    with trio.fail_after(PATIENCE):
+        async with open_machine(**options) as machine:
+            yield machine
+
 
 HELLO = Path(__file__).resolve().parents[2] / "domU" / "native" / "build" / "hello.elf"
 

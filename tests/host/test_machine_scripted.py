@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import pytest
 import trio
 
-from dom0.host.machine import ConsoleClosed, open_machine
+from dom0.host.machine import ConsoleClosed
 from dom0.toolstack.config import ShutdownAction
 from dom0.toolstack.domain import ToolstackError
-from tests.host.guests import ScriptedDomain, hello, scripted
+from tests.host.guests import ScriptedDomain, hello, scripted, watched_machine
 from xen_py.abi.xen import ShutdownReason
 from xen_py.evtchn import ChannelState
 from xen_py.spec import Blocked, Kicked, Shutdown, Step
@@ -51,7 +51,7 @@ async def test_console_both_ways_and_events() -> None:
             if data:
                 domain.say(data.upper())
 
-    async with open_machine(make=scripted(echo)) as machine:
+    async with watched_machine(make=scripted(echo)) as machine:
         guest = await machine.create(hello())
         await guest.console.expect("hello\n")
         for n in range(200):
@@ -69,14 +69,14 @@ async def test_timeouts_are_waited_for() -> None:
         waited.append(domain.clock.now() - start)
         yield Shutdown(ShutdownReason.POWEROFF, "slept")
 
-    async with open_machine(make=scripted(sleeper)) as machine:
+    async with watched_machine(make=scripted(sleeper)) as machine:
         guest = await machine.create(hello())
         assert await guest.wait_shutdown() == ShutdownReason.POWEROFF
     assert waited[0] >= 30_000_000
 
 
 async def test_last_words_reach_the_log_and_the_domain_goes() -> None:
-    async with open_machine(make=scripted(poweroff)) as machine:
+    async with watched_machine(make=scripted(poweroff)) as machine:
         guest = await machine.create(hello())
         await guest.wait_gone()
         assert await guest.console.read_to_end() == "last words\n"
@@ -114,7 +114,7 @@ async def test_what_a_domain_asks_of_the_host() -> None:
         link.evtchn_reset(domain.spec.domid)
         yield Shutdown(ShutdownReason.POWEROFF, "asked")
 
-    async with open_machine(make=scripted(ask)) as machine:
+    async with watched_machine(make=scripted(ask)) as machine:
         guest = await machine.create(hello())
         await guest.wait_gone()
         text = machine.messages.text()
@@ -131,7 +131,7 @@ async def test_pauses_count_and_hold_events(script: object) -> None:
         domains.append(domain)
         yield from script(domain)  # type: ignore[operator]
 
-    async with open_machine(make=scripted(kept)) as machine:
+    async with watched_machine(make=scripted(kept)) as machine:
         guest = await machine.create(hello())
         await guest.console.expect("up")
         await guest.pause()
@@ -152,7 +152,7 @@ async def test_pauses_count_and_hold_events(script: object) -> None:
 
 
 async def test_a_domain_created_paused_has_done_nothing() -> None:
-    async with open_machine(make=scripted(idle)) as machine:
+    async with watched_machine(make=scripted(idle)) as machine:
         guest = await machine.create(hello(), paused=True)
         row = machine.toolstack.rows()[1]
         assert row["paused"] and row["vcpus_online"] == 1 and row["mem_kb"] == 16384
@@ -162,7 +162,7 @@ async def test_a_domain_created_paused_has_done_nothing() -> None:
 
 
 async def test_crash_is_told_and_preserved() -> None:
-    async with open_machine(make=scripted(crash)) as machine:
+    async with watched_machine(make=scripted(crash)) as machine:
         guest = await machine.create(hello(on_crash=ShutdownAction.PRESERVE))
         assert await guest.wait_shutdown() == ShutdownReason.CRASH
         row = machine.toolstack.rows()[1]
@@ -187,7 +187,7 @@ async def test_restart_gets_a_new_id_and_the_same_configuration() -> None:
         while True:
             yield Blocked(None)
 
-    async with open_machine(make=scripted(reboot_once)) as machine:
+    async with watched_machine(make=scripted(reboot_once)) as machine:
         config = hello(on_reboot=ShutdownAction.RESTART)
         guest = await machine.create(config)
         await guest.wait_gone()
@@ -212,7 +212,7 @@ async def test_rename_restart_sets_the_old_one_aside() -> None:
         while True:
             yield Blocked(None)
 
-    async with open_machine(make=scripted(once)) as machine:
+    async with watched_machine(make=scripted(once)) as machine:
         await machine.create(hello(on_crash=ShutdownAction.RENAME_RESTART))
         while len(machine.toolstack.domains) < 2:
             await trio.sleep(0.01)
@@ -226,7 +226,7 @@ async def test_a_bug_in_the_domain_costs_the_domain() -> None:
         yield Blocked(0)
         raise RuntimeError("a bug of ours")
 
-    async with open_machine(make=scripted(bug)) as machine:
+    async with watched_machine(make=scripted(bug)) as machine:
         guest = await machine.create(hello())
         assert await guest.wait_shutdown() == ShutdownReason.CRASH
         assert machine.toolstack.rows()[1]["reason_text"] == "xen-py failed: RuntimeError: a bug of ours"
@@ -241,7 +241,7 @@ async def test_a_loop_that_breaks_the_link_is_ended(nonsense: bytes) -> None:
         while True:
             yield Blocked(None)
 
-    async with open_machine(make=scripted(hostile)) as machine:
+    async with watched_machine(make=scripted(hostile)) as machine:
         guest = await machine.create(hello("bad"))
         assert await guest.wait_shutdown() == ShutdownReason.CRASH
         other = await machine.create(hello("good"), paused=True)
@@ -259,7 +259,7 @@ async def test_a_page_full_of_nonsense_harms_nobody() -> None:
         while True:
             yield Blocked(None)
 
-    async with open_machine(make=scripted(hostile)) as machine:
+    async with watched_machine(make=scripted(hostile)) as machine:
         guest = await machine.create(hello())
         await trio.testing.wait_all_tasks_blocked(0.01)
         assert len(machine.toolstack.rows()) == 2
@@ -268,7 +268,7 @@ async def test_a_page_full_of_nonsense_harms_nobody() -> None:
 
 
 async def test_shutdown_request_is_acknowledged() -> None:
-    async with open_machine(make=scripted(idle)) as machine:
+    async with watched_machine(make=scripted(idle)) as machine:
         guest = await machine.create(hello())
         path = f"/local/domain/{guest.domid}/control/shutdown"
 
@@ -286,7 +286,7 @@ async def test_shutdown_request_is_acknowledged() -> None:
 
 
 async def test_names_and_numbers() -> None:
-    async with open_machine(make=scripted(idle)) as machine:
+    async with watched_machine(make=scripted(idle)) as machine:
         toolstack = machine.toolstack
         one = await machine.create(hello("one"))
         for name in ("one", "Domain-0"):
@@ -307,7 +307,7 @@ async def test_names_and_numbers() -> None:
 
 
 async def test_too_much_memory_and_failed_builds_leave_nothing() -> None:
-    async with open_machine(make=scripted(idle)) as machine:
+    async with watched_machine(make=scripted(idle)) as machine:
         before = set(machine.store.directory("/local/domain"))
         descriptors = os.listdir("/proc/self/fd")
         for config, words in (
@@ -330,7 +330,7 @@ async def test_too_much_memory_and_failed_builds_leave_nothing() -> None:
 
 
 async def test_a_create_can_be_destroyed_midway(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with open_machine(make=scripted(idle)) as machine:
+    async with watched_machine(make=scripted(idle)) as machine:
         async with trio.open_nursery() as nursery:
 
             async def create() -> None:
@@ -351,7 +351,7 @@ async def test_out_of_descriptors_fails_a_create_only(monkeypatch: pytest.Monkey
     def none_left(*_args: object) -> int:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    async with open_machine(make=scripted(idle)) as machine:
+    async with watched_machine(make=scripted(idle)) as machine:
         with monkeypatch.context() as patch:
             patch.setattr("xen_py.doorbell.os.memfd_create", none_left)
             with pytest.raises(ToolstackError, match="Too many open files"):
