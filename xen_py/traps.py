@@ -24,7 +24,7 @@ from xen_py.abi.xen import (
     VGCF_IN_SYSCALL,
 )
 from xen_py.engine import R
-from xen_py.types import GuestCrash, XenError
+from xen_py.types import GuestCrash, XenError, is_canonical
 
 if TYPE_CHECKING:
     from xen_py.domain import Domain
@@ -80,7 +80,7 @@ def bounce(d: Domain, v: Vcpu, target: int, mask_events: bool, error: int | None
     mask = memory[info + VCPU_INFO_UPCALL_MASK]
     if mask_events:
         memory[info + VCPU_INFO_UPCALL_MASK] = mask | 1
-    flags = r[R.RFLAGS] & ~(IF | IOPL) | v.iopl
+    flags = r[R.RFLAGS] & ~(IF | IOPL) | (v.iopl if d.architectural_iopl else 0)
     if not mask:
         flags |= IF
     tail = (r[R.RIP], cs | mask << 32, flags, r[R.RSP], r[R.SS])
@@ -127,8 +127,6 @@ def deliver_events(d: Domain, v: Vcpu) -> bool:
     info = v.info_offset
     memory = d.memory.bytes
     if not memory[info + VCPU_INFO_UPCALL_PENDING] or memory[info + VCPU_INFO_UPCALL_MASK]:
-        return False
-    if not v.event_callback:
         return False
     bounce(d, v, v.event_callback, True, None)
     d.counters["upcalls"] += 1
@@ -177,9 +175,39 @@ def iret(d: Domain, v: Vcpu) -> None:
     r[R.RFLAGS] = rflags & EFLAGS_ALL & ~(IOPL | VM) | IF | 2
     r[R.RSP] = new_rsp
     r[R.SS] = (ss | 3) & 0xFFFF
-    if not flags & VGCF_IN_SYSCALL:
-        r[R.R11] = r11
-        r[R.RCX] = rcx
+    # A frame that came by `syscall` is left by `sysret`, which has RIP and RFLAGS in the two registers it took.
+    r[R.RCX], r[R.R11] = (rip, r[R.RFLAGS]) if flags & VGCF_IN_SYSCALL else (rcx, r11)
     d.memory.bytes[v.info_offset + VCPU_INFO_UPCALL_MASK] = 0 if rflags & IF else 1
     r[R.RAX] = rax
+    if r[R.CS] == FLAT_KERNEL_CS and r[R.SS] == FLAT_KERNEL_SS and is_canonical(rip):
+        r[R.COMPAT] = 0
+        return
     r[R.COMPAT] = int(not d.is_long_mode_selector(v, r[R.CS]))
+    fault = _return_fault(d, v)
+    if fault is not None:
+        # The guest finds the target's registers in the frame, the bad ones included.
+        inject_exception(d, v, *fault)
+
+
+def _return_fault(d: Domain, v: Vcpu) -> tuple[int, int] | None:
+    """The exception (vector, error code) of an iretq to ring 3 with the CS, SS and RIP in the registers."""
+    r = d.engine.regs
+    cs, ss, rip = r[R.CS] & ~3, r[R.SS] & ~3, r[R.RIP]
+    if not cs:
+        return GP, 0
+    code = d.descriptor(v, r[R.CS])
+    dpl_fits = code >> 42 & 1 or code >> 45 & 3 == 3  # conforming, or of ring 3
+    if not (code >> 44 & 1 and code >> 43 & 1 and dpl_fits) or code >> 53 & 3 == 3:
+        return GP, cs
+    if not code >> 47 & 1:
+        return NP, cs
+    if not ss:
+        return GP, 0
+    stack = d.descriptor(v, r[R.SS])
+    if not (stack >> 44 & 1 and not stack >> 43 & 1 and stack >> 41 & 1 and stack >> 45 & 3 == 3):
+        return GP, ss
+    if not stack >> 47 & 1:
+        return SS, ss
+    if rip >> 32 if r[R.COMPAT] else not is_canonical(rip):
+        return GP, 0
+    return None
