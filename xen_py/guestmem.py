@@ -54,6 +54,13 @@ class GuestAccess:
             words[at] = e1 | used
         return (((e1 & FRAME_MASK) >> 12) - base) << 12 | va & 0xFFF
 
+    def readable(self, va: int) -> bool:
+        try:
+            self.translate(va, False)
+        except XenError:
+            return False
+        return True
+
     def read(self, va: int, size: int) -> bytes:
         room = 4096 - (va & 0xFFF)
         if size <= room:

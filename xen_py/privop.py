@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xen_py import cpuid
+from xen_py import cpuid, traps
 from xen_py.engine import R
 from xen_py.types import Errno, Mfn, XenError, is_canonical
 
@@ -43,15 +43,18 @@ class _Fault(Exception):
 def forced_cpuid(d: Domain, v: Vcpu) -> bool:
     """#UD on the forced-emulation prefix with cpuid behind it: answer it. True when it was that."""
     r = d.engine.regs
-    try:
-        code = d.access.read(r[R.RIP], 7)
-    except XenError:
-        return False
-    if code != FORCED_EMULATION + b"\x0f\xa2":
-        return False
+    rip = r[R.RIP]
+    for at, wanted in ((rip, FORCED_EMULATION), (rip + len(FORCED_EMULATION) & _M64, b"\x0f\xa2")):
+        try:
+            if d.access.read(at, len(wanted)) != wanted:
+                return False
+        except XenError:
+            # What is missing is the guest's page fault, even if what is there does not look like the prefix.
+            traps.inject_exception(d, v, traps.PF, 0, (at | 0xFFF) + 1 & _M64 if d.access.readable(at) else at)
+            return True
     leaf, sub = r[R.RAX] & 0xFFFFFFFF, r[R.RCX] & 0xFFFFFFFF
     r[R.RAX], r[R.RBX], r[R.RCX], r[R.RDX] = d.cpuid(leaf, sub)
-    r[R.RIP] += 7
+    r[R.RIP] = rip + 7 & _M64
     return True
 
 
@@ -125,16 +128,14 @@ def _two_byte(d: Domain, v: Vcpu, body: bytes, rex: int) -> int:
     if op == 0x34:  # sysenter
         if v.kernel_mode or not v.sysenter_callback:
             raise _Fault
-        from xen_py.traps import bounce
-
-        bounce(d, v, v.sysenter_callback, v.sysenter_masks_events, None)
+        traps.bounce(d, v, v.sysenter_callback, v.sysenter_masks_events, None)
         return 0
     if not v.kernel_mode:
         raise _Fault
     if op == 0x06:  # clts
         d.set_task_switched(v, False)
         return 2
-    if op in (0x08, 0x09):  # invd, wbinvd
+    if op == 0x09:  # wbinvd
         return 2
     if op in (0x20, 0x22):
         _control_register(d, v, body[2], rex, write=op == 0x22)
