@@ -551,6 +551,8 @@ static uint8_t *find_no_exit_request(struct xpy_engine *e, size_t cpu_size)
     return found;
 }
 
+#define AT_PROLOGUE 0x90
+
 /* The translator's state: the object in which prologue, epilogue and code buffer follow each other. */
 static bool find_translator(struct xpy_engine *e, uint32_t translation_buffer)
 {
@@ -563,18 +565,16 @@ static bool find_translator(struct xpy_engine *e, uint32_t translation_buffer)
 
         if (p < 4096 || (p & 7) || p >> 47 || !peek((void *)p, object, sizeof object))
             continue;
-        for (size_t k = 0; k + 6 < ENGINE_OBJECT_MAX / 8; k++) {
-            uint64_t prologue = object[k], epilogue = object[k + 1], buffer = object[k + 2];
-            uint64_t size = object[k + 5], next = object[k + 6]; /* the buffer as allocated lies between */
-            if (prologue < 4096 || prologue >= epilogue || epilogue - prologue > 4096 || buffer < prologue ||
-                buffer - prologue > 1 << 20 || size > translation_buffer || size < translation_buffer / 2 ||
-                next < buffer || next > buffer + size)
-                continue;
-            e->tcg = (void *)p;
-            e->code_start = prologue;
-            e->code_end = buffer + size;
-            return true;
-        }
+        const uint64_t *k = object + AT_PROLOGUE / 8;
+        uint64_t prologue = k[0], epilogue = k[1], buffer = k[2], size = k[5], next = k[6];
+        if (prologue < 4096 || prologue >= epilogue || epilogue - prologue > 4096 || buffer < prologue ||
+            buffer - prologue > 1 << 20 || size > translation_buffer || size < translation_buffer / 2 ||
+            next < buffer || next > buffer + size)
+            continue;
+        e->tcg = (void *)p;
+        e->code_start = prologue;
+        e->code_end = buffer + size;
+        return true;
     }
     return false;
 }
