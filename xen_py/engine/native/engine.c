@@ -90,6 +90,7 @@ struct tlb_fast {
 };
 
 #define TLB_BEFORE_CPU 2192
+#define CPU_OBJECT_BEFORE_CPU 0x8a50
 #define TLB_PARKED 0
 #define TLB_USED 1
 
@@ -520,10 +521,15 @@ static struct cpu_state *find_cpu(struct xpy_engine *e)
         for (size_t at = 0; at + sizeof magic <= have; at += 8)
             if (!memcmp((char *)object + at, magic, sizeof magic)) {
                 found = (struct cpu_state *)(p + at);
-                e->cpu_object = (void *)p;
                 break;
             }
     }
+    /* The object it is part of is one that the engine knows. */
+    e->cpu_object = (char *)found - CPU_OBJECT_BEFORE_CPU;
+    for (size_t i = 0; found && i < ENGINE_OBJECT_MAX / 8; i++)
+        if (engine[i] == (uint64_t)e->cpu_object)
+            goto out;
+    found = NULL;
 out:
     free(object);
     return found;
