@@ -490,49 +490,32 @@ static bool peek(const void *from, void *to, size_t n)
     return process_vm_readv(getpid(), &local, 1, &remote, 1, 0) == (ssize_t)n;
 }
 
-#define CPU_OBJECT_MAX (256 * 1024) /* how far into the CPU object its register file may start */
-#define ENGINE_OBJECT_MAX 4096      /* how far into the engine object we look */
+#define ENGINE_OBJECT_MAX 4096 /* how far into the engine object we look */
+#define AT_REGISTERS 0x8a50    /* where in the CPU object the register file is */
 
-/* The register file: the place reached from the engine object where the 16 numbers just written can be read. */
+/* The CPU object: the one reached from the engine object in which the 16 numbers just written can be read. */
 static struct cpu_state *find_cpu(struct xpy_engine *e)
 {
-    uint64_t engine[ENGINE_OBJECT_MAX / 8], magic[16];
-    uint64_t *object = malloc(CPU_OBJECT_MAX);
-    struct cpu_state *found = NULL;
+    uint64_t engine[ENGINE_OBJECT_MAX / 8], magic[16], there[16];
 
     for (int i = 0; i < 16; i++) {
         static const int ids[8] = {35, 38, 40, 37, 44, 36, 43, 39}; /* RAX RCX RDX RBX RSP RBP RSI RDI */
         magic[i] = 0x5eedc0de00000000ull + (uint64_t)i * 0x01010101u;
         if (e->uc_reg_write(e->uc, i < 8 ? ids[i] : UC_X86_REG_R8 + i - 8, &magic[i]))
-            goto out;
+            return NULL;
     }
-    if (!object || !peek(e->uc, engine, sizeof engine))
-        goto out;
-    for (size_t i = 0; i < ENGINE_OBJECT_MAX / 8 && !found; i++) {
+    if (!peek(e->uc, engine, sizeof engine))
+        return NULL;
+    for (size_t i = 0; i < ENGINE_OBJECT_MAX / 8; i++) {
         uint64_t p = engine[i];
-        size_t have = CPU_OBJECT_MAX;
 
-        if (p < 4096 || (p & 7) || p >> 47)
+        if (p < 4096 || (p & 7) || p >> 47 || !peek((void *)(p + AT_REGISTERS), there, sizeof there) ||
+            memcmp(there, magic, sizeof magic))
             continue;
-        while (have > 4096 && !peek((void *)p, object, have))
-            have /= 2;
-        if (have <= 4096)
-            continue;
-        for (size_t at = 0; at + sizeof magic <= have; at += 8)
-            if (!memcmp((char *)object + at, magic, sizeof magic)) {
-                found = (struct cpu_state *)(p + at);
-                break;
-            }
+        e->cpu_object = (void *)p;
+        return (struct cpu_state *)(p + AT_REGISTERS);
     }
-    /* The object it is part of is one that the engine knows. */
-    e->cpu_object = (char *)found - CPU_OBJECT_BEFORE_CPU;
-    for (size_t i = 0; found && i < ENGINE_OBJECT_MAX / 8; i++)
-        if (engine[i] == (uint64_t)e->cpu_object)
-            goto out;
-    found = NULL;
-out:
-    free(object);
-    return found;
+    return NULL;
 }
 
 /* `no_exit_request` follows `cpu_context_size` in the engine object; its neighbours are known. */
