@@ -34,5 +34,5 @@ void test_main(void)
     CHECK_EQUAL(hypercall1(HYPERCALL_domctl, (u64)buffer) < 0, true);
     CHECK_EQUAL(hypercall1(HYPERCALL_sysctl, (u64)buffer) < 0, true);
     CHECK_EQUAL(hypercall2(HYPERCALL_hvm_op, 0, (u64)buffer) < 0, true);
-    CHECK_EQUAL(hypercall5(HYPERCALL_update_va_mapping_otherdomain, 0x1000, 0, 0, 0, 0), -EPERM);
+    CHECK_EQUAL(hypercall5(HYPERCALL_update_va_mapping_otherdomain, 0x1000, 0, 0, 0, 0) < 0, true);
 }
