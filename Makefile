@@ -43,9 +43,9 @@ bench: native
 	$(BIN)/python benchmarks/boot.py
 
 soak: native
-	$(BIN)/python benchmarks/soak.py
+	$(BIN)/python -m tests.soak
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info domU/native/build xen_py/engine/native/libxenpy.so
-	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
