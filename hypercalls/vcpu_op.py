@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from struct import Struct
 
-from xen_py.abi.xen import VCPU_INFO_SIZE
+from xen_py.abi.xen import HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START, VCPU_INFO_SIZE
 from xen_py.domain import Domain
 from xen_py.frames import FrameType
-from xen_py.types import PAGE_SIZE, Errno, XenError
+from xen_py.types import PAGE_SIZE, Errno, XenError, is_canonical
 from xen_py.vcpu import Vcpu
 
 _singleshot = Struct("<QI")
@@ -31,6 +31,7 @@ _info = Struct("<QIxxxx")
 ) = range(14)
 _MIN_PERIOD = 1_000_000
 _MAX_PERIOD = 1 << 56
+_FAR_FUTURE = 1 << 50
 
 
 def vcpu_op(d: Domain, v: Vcpu, command: int, vcpuid: int, arg: int, *_: int) -> int:
@@ -42,7 +43,9 @@ def vcpu_op(d: Domain, v: Vcpu, command: int, vcpuid: int, arg: int, *_: int) ->
     if command == _SET_SINGLESHOT:
         _only_self(v, target)
         # VCPU_SSHOTTMR_future is ignored, as by Xen since 4.18: a time that is past fires at once.
-        target.singleshot, _flags = _singleshot.unpack(d.access.read(arg, 12))
+        # And a time of 0 is past, not "no timer", as it is in our own notes.
+        timeout, _flags = _singleshot.unpack(d.access.read(arg, 12))
+        target.singleshot = timeout or 1
         _timer_changed(d)
     elif command == _IS_UP:
         return int(target.online)
@@ -63,14 +66,13 @@ def vcpu_op(d: Domain, v: Vcpu, command: int, vcpuid: int, arg: int, *_: int) ->
     elif command == _REGISTER_INFO:
         _register_info(d, target, *_info.unpack(d.access.read(arg, 16)))
     elif command == _REGISTER_RUNSTATE:
-        address = d.access.read_u64(arg)
-        target.runstate_area = address
-        if address:
-            d.access.write(address, d.runstates.current_record(target))
+        target.runstate_area = _area(d, arg)
+        if target.runstate_area:
+            d.write_kernel(v, target.runstate_area, d.runstates.current_record(target))
     elif command == _GET_RUNSTATE:
         d.access.write(arg, d.runstates.current_record(target))
     elif command == _REGISTER_TIME:
-        target.time_area = d.access.read_u64(arg)
+        target.time_area = _area(d, arg)
         d.update_time(target)
     elif command in (_INITIALISE, _UP, _DOWN):
         return _life(d, command, target)
@@ -88,6 +90,14 @@ def _only_self(v: Vcpu, target: Vcpu) -> None:
         raise XenError(Errno.EINVAL, "a vCPU sets its own singleshot timer only")
 
 
+def _area(d: Domain, arg: int) -> int:
+    """The address of an area to be registered: any of the guest's own, whether mapped now or not."""
+    address = d.access.read_u64(arg)
+    if HYPERVISOR_VIRT_START <= address < HYPERVISOR_VIRT_END or not is_canonical(address):
+        raise XenError(Errno.EFAULT, f"area {address:#x} is not the guest's")
+    return address
+
+
 def _timer_changed(d: Domain) -> None:
     deadline = d.next_deadline()
     if deadline and deadline <= d.clock.now():
@@ -98,11 +108,18 @@ def _timer_changed(d: Domain) -> None:
 
 def _register_info(d: Domain, target: Vcpu, mfn: int, offset: int) -> None:
     """Move vcpu_info into a page of the guest's choice, once."""
-    if offset > PAGE_SIZE - VCPU_INFO_SIZE or offset & 7:
-        raise XenError(Errno.EINVAL, f"vcpu_info at offset {offset:#x} does not fit in a page")
+    if offset >= PAGE_SIZE:
+        raise XenError(Errno.EINVAL, f"offset {offset:#x} is not inside the page")
     if target.info_registered:
-        raise XenError(Errno.EINVAL, "vcpu_info is registered already")
-    i = d.pages.get_page_and_type(mfn, FrameType.WRITABLE)
+        raise XenError(Errno.EBUSY, "vcpu_info is registered already")
+    if offset > PAGE_SIZE - VCPU_INFO_SIZE or offset & 7:
+        raise XenError(Errno.ENXIO, f"vcpu_info at offset {offset:#x} does not fit in a page")
+    i = d.pages.get_page(mfn)
+    try:
+        d.pages.get_type(i, FrameType.WRITABLE)
+    except XenError as e:
+        d.pages.put_page(i)
+        raise XenError(Errno.EACCES, e.why) from None
     at = (i << 12) + offset
     old = target.info_offset
     memory = d.memory.bytes
@@ -123,6 +140,10 @@ def _life(d: Domain, command: int, target: Vcpu) -> int:
 
 def set_timer_op(d: Domain, v: Vcpu, timeout: int, *_: int) -> int:
     """The calling vCPU's singleshot timer in its old form; 0 stops it."""
+    if timeout and (timeout >> 63 or timeout - d.clock.now() >= _FAR_FUTURE):
+        # Kernels whose clock arithmetic wraps mean "soon" or "never"; Xen settles for this.
+        d.log_once("timer", f"set_timer_op of {timeout:#x} is far in the future")
+        timeout = d.clock.now() + 100_000_000
     v.singleshot = timeout
     _timer_changed(d)
     return 0
