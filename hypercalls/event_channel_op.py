@@ -113,4 +113,4 @@ def _do_status(d: Domain, arg: int) -> None:
         one, two = s.remote, s.remote_port
     elif s.state == ChannelState.VIRQ:
         one = s.virq
-    d.access.write(arg, _status.pack(owner, port, s.state, s.vcpu, one, two, 0)[:24])
+    d.access.write(arg, _status.pack(owner, port, s.state, s.vcpu, one, two))

@@ -368,12 +368,13 @@ class Domain:
         """An event for one of our ports: mark it pending, wake whom it concerns. On the domain's thread only."""
         vcpu = self.events.raise_port(port)
         if vcpu is not None:
-            self.vcpus[vcpu].blocked = False
+            self._end_poll(self.vcpus[vcpu])
         for v in self.vcpus:
             if v.polling and port in v.polling:
                 self._end_poll(v)
 
     def _end_poll(self, v: Vcpu) -> None:
+        """The vCPU wakes, which also ends a poll it may be in."""
         v.polling = ()
         v.poll_deadline = 0
         v.blocked = False

@@ -298,7 +298,9 @@ class PendingEvents:
     def raise_port(self, port: Port) -> VcpuId | None:
         """evtchn_port_set_pending: mark pending; the vCPU to wake, or None when nothing new is to be seen."""
         local = self.ports.get(port)
-        vcpu = local.vcpu if local else VcpuId(0)
+        if local is None:
+            return None  # closed while the notification was under way
+        vcpu = local.vcpu
         words = self._words
         at = (SHARED_INFO_EVTCHN_PENDING >> 3) + (port >> 6)
         bit = 1 << (port & 63)
