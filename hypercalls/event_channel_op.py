@@ -58,7 +58,10 @@ def event_channel_op(d: Domain, v: Vcpu, command: int, arg: int, *_: int) -> int
     elif command == _BIND_INTERDOMAIN:
         remote, remote_port, _port = _bind.unpack(d.access.read(arg, 12))
         new = d.link.evtchn_bind_interdomain(DomId(remote), Port(remote_port))
-        d.events.opened(new, LocalPort(ChannelState.INTERDOMAIN, VcpuId(0)))
+        if remote in (DOMID_SELF, d.domid):
+            d.events.bound_to_self(new, Port(remote_port))
+        else:
+            d.events.opened(new, LocalPort(ChannelState.INTERDOMAIN, VcpuId(0)))
         # The other end may have sent before we were bound.
         d.deliver(new)
         d.access.write(arg, _bind.pack(remote, remote_port, new))
@@ -96,8 +99,8 @@ def _send(d: Domain, port: int) -> int:
     local = d.events.ports.get(port)
     if local is None or local.state == ChannelState.VIRQ:
         raise XenError(Errno.EINVAL, f"port {port} is not one to send through")
-    if local.state == ChannelState.IPI:
-        d.deliver(Port(port))
+    if local.state == ChannelState.IPI or local.peer:
+        d.deliver(local.peer or Port(port))
     else:
         d.link.evtchn_notify(Port(port))
     return 0

@@ -13,7 +13,7 @@ Semantics: xen/common/event_channel.c and event_2l.c (the 2-level ABI).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
 
@@ -153,7 +153,8 @@ class EventBroker:
         if virq not in PER_VCPU_VIRQS and virq not in PER_DOMAIN_VIRQS and caller != 0:
             raise XenError(Errno.EBUSY, f"VIRQ {virq} is dom0's")
         for channel in ports.channels.values():
-            if channel.state == ChannelState.VIRQ and channel.virq == virq and channel.vcpu == vcpu:
+            same_vcpu = virq not in PER_VCPU_VIRQS or channel.vcpu == vcpu
+            if channel.state == ChannelState.VIRQ and channel.virq == virq and same_vcpu:
                 raise XenError(Errno.EEXIST, f"VIRQ {virq} of vCPU {vcpu} is bound")
         return self._allocate(caller, Channel(ChannelState.VIRQ, vcpu=vcpu, virq=virq))
 
@@ -260,6 +261,8 @@ class LocalPort:
     state: ChannelState
     vcpu: VcpuId
     virq: int = 0
+    peer: Port = Port(0)
+    """The other end, where that is a port of the domain itself: such events go no further than the domain."""
 
 
 class PendingEvents:
@@ -280,16 +283,26 @@ class PendingEvents:
         word = (SHARED_INFO_EVTCHN_PENDING >> 3) + (port >> 6)
         self._words[word] &= ~(1 << (port & 63))
 
+    def bound_to_self(self, port: Port, other: Port) -> None:
+        """bind_interdomain of a domain with itself: `port` is new, `other` was waiting."""
+        self.opened(port, LocalPort(ChannelState.INTERDOMAIN, VcpuId(0), peer=other))
+        self.ports[other] = LocalPort(ChannelState.INTERDOMAIN, self.ports[other].vcpu, peer=port)
+
     def closed(self, port: Port) -> None:
         local = self.ports.pop(port, None)
-        if local is not None and local.state == ChannelState.VIRQ:
-            self._virqs.pop((local.virq, local.vcpu), None)
+        if local is not None:
+            if local.state == ChannelState.VIRQ:
+                self._virqs.pop((local.virq, local.vcpu), None)
+            if local.peer in self.ports:
+                self.ports[local.peer] = LocalPort(ChannelState.UNBOUND, self.ports[local.peer].vcpu)
         word = (SHARED_INFO_EVTCHN_PENDING >> 3) + (port >> 6)
         self._words[word] &= ~(1 << (port & 63))
 
     def moved(self, port: Port, vcpu: VcpuId) -> None:
         local = self.ports[port]
-        self.ports[port] = LocalPort(local.state, vcpu, local.virq)
+        if local.state == ChannelState.VIRQ:  # a global one; its events look for it under the vCPU it was bound to
+            self._virqs[local.virq, vcpu] = self._virqs.pop((local.virq, local.vcpu))
+        self.ports[port] = replace(local, vcpu=vcpu)
 
     def virq_port(self, virq: int, vcpu: VcpuId) -> Port | None:
         port = self._virqs.get((virq, vcpu))
