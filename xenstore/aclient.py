@@ -7,6 +7,7 @@ Method names as in `xenstore.client.Client`. See docs/xenstore.md.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -21,6 +22,9 @@ from xenstore.types import TxId
 
 T = TypeVar("T")
 Names = list[str]
+
+RETRY = 0.01
+"""Seconds until a daemon that was too busy to take a connection is asked again."""
 
 
 class AsyncOperations:
@@ -116,13 +120,18 @@ class AsyncClient(AsyncOperations):
     async def over(cls, stream: trio.abc.Stream) -> AsyncIterator[AsyncClient]:
         """A client over a stream of the caller's: a socket, or a domain's ring."""
         client = cls(stream)
+        failure: Exception | None = None
         async with stream, trio.open_nursery() as nursery:
             nursery.start_soon(client._reader)
             try:
                 yield client
+            except Exception as error:
+                failure = error  # raised below, where the nursery does not put it into a group
             finally:
                 client._end("the client is closed")
                 nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
 
     # -- requests and what comes back
 
@@ -335,12 +344,29 @@ class AsyncWatch:
         return await self.wait()
 
 
+async def _connect(path: str) -> trio.SocketStream:
+    """Like trio.open_unix_socket, which takes a daemon whose queue of connections is full for one that answered."""
+    await trio.lowlevel.checkpoint()
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        while True:
+            try:
+                sock.connect(path)
+                return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+            except BlockingIOError:
+                await trio.sleep(RETRY)
+    except BaseException:
+        sock.close()
+        raise
+
+
 @asynccontextmanager
 async def open_client(unix_socket_path: str | None = None) -> AsyncIterator[AsyncClient]:
     """A client over the daemon's socket: the one named, or where Xen's own library would look."""
     path = unix_socket_path or default_path()
     try:
-        stream = await trio.open_unix_socket(path)
+        stream = await _connect(path)
     except OSError as error:
         message = f"cannot reach the store at {path} ({error.strerror}): is xenstored running? See XENSTORED_PATH"
         raise ConnectionLost(message) from error

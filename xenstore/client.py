@@ -128,6 +128,7 @@ class Client(Operations):
         self._reading = False
         """A thread is in `transport.receive`; the others wait for what it brings."""
         self._lost: str | None = None
+        self._closed = False
         self._tokens = 0
 
     def __enter__(self) -> Client:
@@ -137,8 +138,9 @@ class Client(Operations):
         self.close()
 
     def close(self) -> None:
-        if self._lost is None:
-            self._lost = "the client is closed"
+        self._lost = self._lost or "the client is closed"
+        if not self._closed:
+            self._closed = True
             self._transport.close()
 
     # -- requests and what comes back

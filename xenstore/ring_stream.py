@@ -21,19 +21,27 @@ class RingStream(trio.abc.Stream):
         self._ring = RingTransport(page, notify, lambda timeout: None)
         self._waiting = trio.lowlevel.ParkingLot()
         self._closed = False
+        self._rung = 0
 
     def rung(self) -> None:
         """The store has put something into the ring, or taken something out."""
+        self._rung += 1
         self._waiting.unpark_all()
+
+    async def _wait(self, since: int) -> None:
+        """Until the store rings, if it has not done so since `since`."""
+        if self._rung == since:
+            await self._waiting.park()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await trio.lowlevel.checkpoint()
         rest = bytes(data)
         while rest:
             self._check()
+            since = self._rung
             rest = rest[self._put(rest) :]
             if rest:
-                await self._waiting.park()
+                await self._wait(since)
 
     def _put(self, data: bytes) -> int:
         try:
@@ -48,13 +56,14 @@ class RingStream(trio.abc.Stream):
         await trio.lowlevel.checkpoint()
         while True:
             self._check()
+            since = self._rung
             try:
                 data = self._ring.take()
             except ConnectionLost as error:
                 raise trio.BrokenResourceError(str(error)) from error
             if data:
                 return data
-            await self._waiting.park()
+            await self._wait(since)
 
     def _check(self) -> None:
         if self._closed:

@@ -13,10 +13,13 @@ import random
 import re
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
+from tests.xenstore.raw import RawClient
 from tests.xenstore.reference import CDaemon
 from tests.xenstore.ring_guest import RingGuest
 from xenstore.daemon import Daemon
@@ -32,17 +35,15 @@ PATHS = (
 )  # fmt: skip
 PERMS = ("n0", "r0", "b0", "n1", "r1", "w1", "b1", "n2", "r2", "b2", "n3", "r3", "x1", "", "n")
 
-class Client:
+class Client(Protocol):
     """One client of one daemon: requests, and the events it has got."""
 
-    def request(self, kind: int, payload: bytes, txid: int) -> Message:
-        raise AssertionError("a base class")
+    def request(self, kind: int, payload: bytes, txid: int = 0) -> Message: ...
 
-    def events(self) -> list[tuple[str, str]]:
-        raise AssertionError("a base class")
+    def events(self) -> list[tuple[str, str]]: ...
 
 
-class SocketClient(Client):
+class SocketClient:
     def __init__(self, sock: socket.socket, settle: Callable[[], None]) -> None:
         self._socket = sock
         self._settle = settle
@@ -50,7 +51,7 @@ class SocketClient(Client):
         self._events: list[tuple[str, str]] = []
         self._replies: list[Message] = []
 
-    def request(self, kind: int, payload: bytes, txid: int) -> Message:
+    def request(self, kind: int, payload: bytes, txid: int = 0) -> Message:
         self._socket.sendall(pack(kind, 1, txid, payload))
         while True:
             self._settle()
@@ -74,12 +75,12 @@ class SocketClient(Client):
         return events
 
 
-class GuestClient(Client):
+class GuestClient:
     def __init__(self, guest: RingGuest, settle: Callable[[], None]) -> None:
         self._guest = guest
         self._settle = settle
 
-    def request(self, kind: int, payload: bytes, txid: int) -> Message:
+    def request(self, kind: int, payload: bytes, txid: int = 0) -> Message:
         self._guest.send(pack(kind, 1, txid, payload))
         while not self._guest.replies:
             self._settle()
@@ -99,7 +100,7 @@ class Ours:
     def __init__(self) -> None:
         self.daemon = Daemon()
         self.guests = {domid: RingGuest() for domid in GUESTS}
-        self.clients: dict[int, Client] = {0: LocalSocket(self.daemon)}
+        self.clients: dict[int, Client] = {0: RawClient(self.daemon.store)}
         for domid, guest in self.guests.items():
             guest.doorbell = self.daemon.introduce(domid, guest.page, guest.notified).on_event
             self.clients[domid] = GuestClient(guest, lambda: None)
@@ -110,32 +111,6 @@ class Ours:
     def destroy(self, domid: int) -> None:
         del self.clients[domid]
         self.daemon.release(domid)
-
-
-class LocalSocket(Client):
-    """Dom0's socket, as far as the server sees it, without the kernel in between."""
-
-    def __init__(self, daemon: Daemon) -> None:
-        self._server = daemon.store
-        self._connection = self._server.connect(daemon.store.domains.known()[0].domid, self._flush)
-        self._parser = Parser()
-        self._messages: list[Message] = []
-
-    def _flush(self) -> None:
-        while self._connection.out:
-            self._messages += self._parser.feed(self._connection.take())
-
-    def request(self, kind: int, payload: bytes, txid: int) -> Message:
-        self._server.receive(self._connection, pack(kind, 1, txid, payload))
-        self._server.settle()
-        replies = [message for message in self._messages if message.type != MsgType.WATCH_EVENT]
-        self._messages = [message for message in self._messages if message.type == MsgType.WATCH_EVENT]
-        return replies[0]
-
-    def events(self) -> list[tuple[str, str]]:
-        parts = [message.payload[:-1].decode().split("\0") for message in self._messages]
-        self._messages.clear()
-        return [(path, token) for path, token in parts]
 
 
 class Theirs:
@@ -151,7 +126,7 @@ class Theirs:
         self.clients: dict[int, Client] = {0: SocketClient(sock, lambda: None)}
         for domid in GUESTS:
             guest = RingGuest(memoryview(daemon.page(domid)))
-            guest.doorbell = lambda domid=domid: daemon.ring(3 + domid)
+            guest.doorbell = partial(daemon.ring, 3 + domid)
             payload = b"%d\0%d\0%d\0" % (domid, 0, 7)
             assert self.clients[0].request(MsgType.INTRODUCE, payload, 0).type == MsgType.INTRODUCE
             self.clients[domid] = GuestClient(guest, self.settle)
