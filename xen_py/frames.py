@@ -62,6 +62,8 @@ class FrameTable:
         self.linear = whole[14 * n : 16 * n].cast("h")
         """Of a table: how many linear entries it has, or as a negative number how many name it (never both)."""
         self.allocated = 0
+        self._lowest_free = 0
+        """No frame below is free, so that giving a domain many frames one by one does not look at all of them."""
 
     def index(self, mfn: int) -> int:
         """Frame index of an MFN that the domain owns, or EINVAL."""
@@ -99,14 +101,20 @@ class FrameTable:
             return False
         self.flags[index] &= FrameFlag.CODE_SEEN
         self.allocated -= 1
+        self._lowest_free = min(self._lowest_free, index)
         return True
 
     def find_free(self, n: int) -> int:
         """First index of n adjoining frames of RAM that nobody has; ENOMEM when there are none."""
         run = 0
         flags = self.flags
-        for i in range(self.geometry.max_pages):
-            run = 0 if flags[i] & FrameFlag.ALLOCATED else run + 1
+        for i in range(self._lowest_free, self.geometry.max_pages):
+            if flags[i] & FrameFlag.ALLOCATED:
+                if i == self._lowest_free:
+                    self._lowest_free = i + 1
+                run = 0
+                continue
+            run += 1
             if run == n:
                 return i - n + 1
         raise XenError(Errno.ENOMEM, f"no {n} adjoining frames are free")
@@ -126,6 +134,7 @@ class FrameTable:
     def restore(self, state: dict[str, Any]) -> None:
         self._store[:] = state["store"]
         self.allocated = state["allocated"]
+        self._lowest_free = 0
 
     def close(self) -> None:
         for view in (self.refs, self.type_counts, self.code_maps, self.types, self.flags, self.linear):
