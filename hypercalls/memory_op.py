@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from struct import Struct
 
-from xen_py.abi.xen import DOMID_SELF, MACH2PHYS_NR_ENTRIES, MACH2PHYS_VIRT_END, MACH2PHYS_VIRT_START
+from xen_py.abi.xen import DOMID_SELF, MACH2PHYS_NR_ENTRIES, MACH2PHYS_VIRT_END, MACH2PHYS_VIRT_START, Hypercall
 from xen_py.domain import Domain
 from xen_py.types import Errno, XenError
 from xen_py.vcpu import Vcpu
@@ -18,10 +18,11 @@ _map = Struct("<IxxxxQ")
 _e820 = Struct("<QQI")
 _E820_RAM = 1
 _MOST_ORDER = 9
+_MOST_EXTENTS = 0xFFFFFFFF >> _COMMAND_BITS
 
 
 def memory_op(d: Domain, v: Vcpu, command: int, arg: int, *_: int) -> int:
-    start = (command & 0xFFFFFFFF) >> _COMMAND_BITS
+    start = command >> _COMMAND_BITS
     command &= (1 << _COMMAND_BITS) - 1
     if command in (_INCREASE, _DECREASE, _POPULATE):
         return _reserve(d, command, arg, start)
@@ -40,10 +41,9 @@ def memory_op(d: Domain, v: Vcpu, command: int, arg: int, *_: int) -> int:
         return 0
     if command == _MEMORY_MAP:
         entries, buffer = _map.unpack(d.access.read(arg, 16))
-        if entries < 1:
-            raise XenError(Errno.EINVAL, "no room for the memory map")
-        d.access.write(buffer, _e820.pack(0, d.spec.memory.max_pages << 12, _E820_RAM))
-        d.access.write(arg, _map.pack(1, buffer))
+        if entries:
+            d.access.write(buffer, _e820.pack(0, d.spec.memory.max_pages << 12, _E820_RAM))
+        d.access.write(arg, _map.pack(min(entries, 1), buffer))
         return 0
     raise XenError(Errno.ENOSYS, f"memory_op {command}")
 
@@ -54,14 +54,16 @@ def _check_owner(d: Domain, owner: int) -> None:
 
 
 def _reserve(d: Domain, command: int, arg: int, start: int) -> int:
-    """The number of extents done; fewer than asked for when something stood in the way."""
-    extents, count, order, _flags, owner = _reservation.unpack(d.access.read(arg, 32))
-    _check_owner(d, owner)
-    if order > _MOST_ORDER:
-        return start
+    """The number of extents done; fewer than asked for when something stood in the way, a bad pointer included."""
     done = start
     try:
+        extents, count, order, _flags, owner = _reservation.unpack(d.access.read(arg, 32))
+        _check_owner(d, owner)
+        if order > _MOST_ORDER or count > _MOST_EXTENTS:
+            return start
         while done < count:
+            if done != start and d.must_yield():
+                return d.continue_with(Hypercall.MEMORY_OP, command | done << _COMMAND_BITS, arg)
             at = extents + 8 * done
             if command == _DECREASE:
                 _release(d, d.access.read_u64(at), order)
@@ -74,8 +76,7 @@ def _reserve(d: Domain, command: int, arg: int, start: int) -> int:
                     d.access.write_u64(at, mfn)
             done += 1
     except XenError as e:
-        if done == start and e.errno == Errno.EFAULT:
-            raise
+        d.log_once("reservation", f"memory_op {command} stopped after {done}: {e}")
     return done
 
 

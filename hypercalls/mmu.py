@@ -7,6 +7,7 @@ their number is written where the guest asked for it.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from struct import Struct
 
 from xen_py.abi.xen import (
@@ -21,6 +22,7 @@ from xen_py.abi.xen import (
     UVMF_FLUSHTYPE_MASK,
     UVMF_INVLPG,
     UVMF_TLB_FLUSH,
+    Hypercall,
 )
 from xen_py.domain import Domain
 from xen_py.frames import FrameType
@@ -31,6 +33,7 @@ _u32 = Struct("<I")
 _request = Struct("<QQ")
 _ext = Struct("<IxxxxQQ")
 _EXT_SIZE = 24
+_M64 = (1 << 64) - 1
 _GUEST_FRAMES = (1 << 52) - 1
 
 PIN_L1, PIN_L4, UNPIN, NEW_BASEPTR, TLB_FLUSH_LOCAL, INVLPG_LOCAL = 0, 3, 4, 5, 6, 7
@@ -52,13 +55,15 @@ def _check_owner(d: Domain, foreigndom: int) -> None:
 
 def mmu_update(d: Domain, v: Vcpu, requests: int, count: int, done_at: int, foreigndom: int, *_: int) -> int:
     count &= 0xFFFFFFFF
-    if count & MMU_UPDATE_PREEMPTED:
-        raise XenError(Errno.EINVAL, "no mmu_update was preempted")
+    count, before = _resume(d, count, done_at)
     _check_owner(d, foreigndom & 0xFFFFFFFF)
     done = 0
     try:
         for done in range(count):
             at = requests + 16 * done
+            if done & 31 == 31 and d.must_yield():
+                rest = count - done | MMU_UPDATE_PREEMPTED
+                return d.continue_with(Hypercall.MMU_UPDATE, at & _M64, rest, done_at, foreigndom)
             if at & 0xFFF <= 4080:
                 word = d.access.translate(at, False)
                 target, value = _request.unpack_from(d.memory.bytes, word)
@@ -78,14 +83,25 @@ def mmu_update(d: Domain, v: Vcpu, requests: int, count: int, done_at: int, fore
         done = count
     finally:
         if done_at:
-            _report(d, done_at, done)
+            _report(d, done_at, before + done)
     return 0
+
+
+def _resume(d: Domain, count: int, done_at: int) -> tuple[int, int]:
+    """(requests to do, requests done by the earlier part of a call that was interrupted)."""
+    if not count & MMU_UPDATE_PREEMPTED:
+        return count, 0
+    before = 0
+    if done_at:
+        with suppress(XenError):
+            before = _u32.unpack(d.access.read(done_at, 4))[0]
+    return count & ~MMU_UPDATE_PREEMPTED, before
 
 
 def _report(d: Domain, at: int, done: int) -> None:
     """Xen, too, ignores a bad address here: the work is done."""
     try:
-        d.access.write(at, _u32.pack(done))
+        d.access.write(at, _u32.pack(done & 0xFFFFFFFF))
     except XenError:
         d.log_once("pdone", f"count of done requests cannot be written at {at:#x}")
 
@@ -102,20 +118,30 @@ def update_va_mapping(d: Domain, v: Vcpu, va: int, value: int, flags: int, *_: i
     return 0
 
 
+def update_va_mapping_otherdomain(
+    d: Domain, v: Vcpu, va: int, value: int, flags: int, foreigndom: int, *_: int
+) -> int:
+    """The mapping may be of another domain's page, but we know of no others."""
+    _check_owner(d, foreigndom & 0xFFFF)
+    return update_va_mapping(d, v, va, value, flags)
+
+
 def mmuext_op(d: Domain, v: Vcpu, ops: int, count: int, done_at: int, foreigndom: int, *_: int) -> int:
     count &= 0xFFFFFFFF
-    if count & MMU_UPDATE_PREEMPTED:
-        raise XenError(Errno.EINVAL, "no mmuext_op was preempted")
+    count, before = _resume(d, count, done_at)
     _check_owner(d, foreigndom & 0xFFFF)
     done = 0
     try:
         for done in range(count):
+            if done and d.must_yield():
+                rest, at = count - done | MMU_UPDATE_PREEMPTED, ops + _EXT_SIZE * done & _M64
+                return d.continue_with(Hypercall.MMUEXT_OP, at, rest, done_at, foreigndom)
             command, arg1, arg2 = _ext.unpack(d.access.read(ops + _EXT_SIZE * done, _EXT_SIZE))
             _one_ext(d, v, command, arg1, arg2)
         done = count
     finally:
         if done_at:
-            _report(d, done_at, done)
+            _report(d, done_at, before + done)
     return 0
 
 

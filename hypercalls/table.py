@@ -37,6 +37,7 @@ _TABLE: dict[int, Handler] = {
     Hypercall.UPDATE_DESCRIPTOR: cpu_state.update_descriptor,
     Hypercall.MEMORY_OP: memory_op.memory_op,
     Hypercall.UPDATE_VA_MAPPING: mmu.update_va_mapping,
+    Hypercall.UPDATE_VA_MAPPING_OTHERDOMAIN: mmu.update_va_mapping_otherdomain,
     Hypercall.SET_TIMER_OP: vcpu_op.set_timer_op,
     Hypercall.XEN_VERSION: version_op.xen_version,
     Hypercall.CONSOLE_IO: console_io.console_io,
@@ -79,19 +80,25 @@ def _multicall(d: Domain, v: Vcpu, calls: int, count: int) -> int:
     if count > _MOST_CALLS:
         raise XenError(Errno.EFAULT, f"multicall of {count} entries")
     access, words = d.access, d.memory.words
-    counts = d.hypercall_counts
-    for at in range(calls, calls + count * _MULTICALL_ENTRY, _MULTICALL_ENTRY):
+    end = calls + count * _MULTICALL_ENTRY
+    for at in range(calls, end, _MULTICALL_ENTRY):
+        if at != calls and d.must_yield():
+            return d.continue_with(Hypercall.MULTICALL, at, (end - at) // _MULTICALL_ENTRY)
         if at & 7 or at & 0xFFF > 4096 - _MULTICALL_ENTRY:
             raw = access.read(at, _MULTICALL_ENTRY)
             op, _, a1, a2, a3, a4, a5, a6 = memoryview(raw).cast("Q").tolist()
         else:
             word = access.translate(at, False) >> 3
             op, _, a1, a2, a3, a4, a5, a6 = words[word : word + 8].tolist()
-        counts[op] += 1
+        d.count_hypercall(op)
         if op == Hypercall.MULTICALL:
             result = -Errno.EINVAL
         else:
             result = dispatch(d, v, op, a1, a2, a3, a4, a5, a6)
+        rest = d.take_continuation()
+        if rest is not None:
+            access.write(at + 16, b"".join((a & 0xFFFFFFFFFFFFFFFF).to_bytes(8, "little") for a in rest[1:]))
+            return d.continue_with(Hypercall.MULTICALL, at, (end - at) // _MULTICALL_ENTRY)
         access.write_u64(at + 8, result & 0xFFFFFFFFFFFFFFFF)
         if d.shutdown is not None:
             break

@@ -39,13 +39,16 @@ from xen_py.memory import GuestMemory
 from xen_py.mmu import PRESENT, RW, PageTables
 from xen_py.runstate import RunstateClock
 from xen_py.spec import Blocked, DomainInfo, DomainSpec, Kicked, Shutdown, Step, VcpuInfo
-from xen_py.types import Errno, GuestCrash, Mfn, Port, VcpuId, XenError
+from xen_py.types import Errno, GuestCrash, Mfn, Port, VcpuId, XenError, is_canonical
 from xen_py.vcpu import Runstate, Vcpu
 
 Dispatch = Callable[["Domain", Vcpu, int, int, int, int, int, int, int], int]
 """hypercall(domain, vcpu, number, a1..a6) -> result, negative for -errno."""
 
 _M64 = (1 << 64) - 1
+_MOST_SAID = 200
+_OTHER_CALL = 64
+"""Hypercall numbers from here on are counted as one: a guest must not be able to fill our memory with counts."""
 _PF_PRESENT, _PF_WRITE, _PF_RESERVED, _PF_FETCH = 1, 2, 8, 16
 
 
@@ -76,6 +79,7 @@ class Domain:
         self.writable_pagetables = False
         self.shutdown: Shutdown | None = None
         self._yielded = False
+        self._continuation: tuple[int, ...] | None = None
         self.grant_frames = 1
         self.access = GuestAccess(memory)
         self.frames = FrameTable(spec.memory)
@@ -149,9 +153,10 @@ class Domain:
         self.link.log(f"d{self.domid}: {text}")
 
     def log_once(self, key: str, text: str) -> None:
-        if key not in self._said:
-            self._said.add(key)
-            self.log(text)
+        if key in self._said or len(self._said) > _MOST_SAID:
+            return
+        self._said.add(key)
+        self.log(text if len(self._said) <= _MOST_SAID else "no more of these: it does a great many odd things")
 
     def set_root(self, v: Vcpu, root: Mfn) -> None:
         """Run on that L4 from now on. It must hold a type reference."""
@@ -192,6 +197,23 @@ class Domain:
         """SCHEDOP_yield: let whoever waits for the domain's thread have it."""
         self.counters["yields"] += 1
         self._yielded = True
+
+    def must_yield(self) -> bool:
+        """Whether a long hypercall should leave the rest for later: somebody wants the domain's thread."""
+        return bool(self.engine.kick_pending())
+
+    def continue_with(self, number: int, *args: int) -> int:
+        """hypercall_create_continuation: the guest will make this call instead, after whatever is waiting."""
+        self._continuation = (number, *args)
+        return 0
+
+    def take_continuation(self) -> tuple[int, ...] | None:
+        """For a multicall, which notes in its list what is left of the call in it."""
+        continuation, self._continuation = self._continuation, None
+        return continuation
+
+    def count_hypercall(self, number: int) -> None:
+        self.hypercall_counts[number if number < _OTHER_CALL else _OTHER_CALL] += 1
 
     def allocate_frames(self, order: int, gpfn: int | None) -> Mfn:
         """Give the domain 2**order adjoining frames it may still have; they become gpfn.. in the m2p table."""
@@ -323,11 +345,12 @@ class Domain:
             access.root_index = root
 
     def next_deadline(self) -> int:
-        """The earliest timer of any vCPU in system time, 0 for none."""
+        """The earliest timer of any vCPU in system time, 0 for none. The periodic one ticks for a vCPU that runs."""
         best = 0
         for v in self.vcpus:
             if v.online:
-                for t in (v.singleshot, v.periodic_next, v.poll_deadline if v.polling else 0):
+                periodic = 0 if v.blocked else v.periodic_next
+                for t in (v.singleshot, periodic, v.poll_deadline if v.polling else 0):
                     if t and (not best or t < best):
                         best = t
         return best
@@ -347,7 +370,7 @@ class Domain:
             if v.singleshot and v.singleshot <= now:
                 v.singleshot = 0
                 due = True
-            if v.periodic_next and v.periodic_next <= now:
+            if v.periodic_next and v.periodic_next <= now and not v.blocked:
                 missed = (now - v.periodic_next) // v.periodic_period
                 v.periodic_next += (missed + 1) * v.periodic_period
                 due = True
@@ -406,6 +429,7 @@ class Domain:
                 v = switched
             if v.runstate != Runstate.RUNNING:
                 self.runstates.change(v, Runstate.RUNNING)
+                self.run_timers()
                 self.update_time(v)
             info = v.info_offset
             if memory[info] and not memory[info + 1]:
@@ -460,12 +484,19 @@ class Domain:
             return None
         r = self.engine.regs
         number = r[R.RAX]
-        self.hypercall_counts[number] += 1
+        self.count_hypercall(number)
         if number == Hypercall.IRET:
             traps.iret(self, v)
             return None
         result = self._hypercall(self, v, number, r[R.RDI], r[R.RSI], r[R.RDX], r[R.R10], r[R.R8], r[R.R9])
         r[R.RAX] = result & _M64
+        if self._continuation is not None:
+            # The guest finds itself before the call again, with the arguments for the rest of it.
+            r[R.RIP] = r[R.RIP] - 2 & _M64
+            for register, value in zip((R.RAX, R.RDI, R.RSI, R.RDX, R.R10, R.R8), self._continuation, strict=False):
+                r[register] = value
+            self._continuation = None
+            return self.shutdown
         if self._yielded:
             self._yielded = False
             return self.shutdown or Kicked()
@@ -495,8 +526,13 @@ class Domain:
         r = self.engine.regs
         address, error = r[R.CR2], r[R.ERROR]
         private = address - PRIVATE_VA - v.id * VCPU_SPAN - LDT_OFFSET
-        if 0 <= private < 16 * 4096 and not error & _PF_PRESENT and self._map_ldt_page(v, private >> 12):
-            return None
+        if 0 <= private < 16 * 4096 and not error & _PF_PRESENT:
+            if self._map_ldt_page(v, private >> 12):
+                return None
+            address = v.ldt_base + private & _M64  # where the guest believes it is
+            if not is_canonical(address):
+                traps.inject_exception(self, v, traps.GP, private & 0xFFF8 | 4)
+                return None
         if (
             error & (_PF_PRESENT | _PF_WRITE | _PF_RESERVED | _PF_FETCH) == _PF_PRESENT | _PF_WRITE
             and v.kernel_mode
@@ -512,30 +548,34 @@ class Domain:
     def _trapped_write(self, v: Vcpu, address: int) -> bool:
         """A write to a read-only mapping of an L1 table: carry it out and check what it wrote.
 
-        The instruction is executed with the hypervisor's rights; then the changed word is taken back, checked, and
-        done properly. Anything but one naturally aligned store inside one entry, or an entry that the guest may not
-        have, is undone and left to the guest as its page fault.
+        The instruction is executed once more, by itself, with nothing but that one mapping made writable; then the
+        changed word is taken back, checked, and done properly. Anything but one store inside one entry, or an entry
+        that the guest may not have, is undone and left to the guest as its page fault.
         """
         at = self.pages.l1_address(Mfn(self.access.root_index + self.frames.base), address)
         if at is None:
             return False
-        entry = self.memory.words[at]
+        words = self.memory.words
+        entry = words[at]
         if entry & (PRESENT | RW) != PRESENT:
             return False
         i = ((entry & 0x000FFFFFFFFFF000) >> 12) - self.frames.base
         frames = self.frames
         if frames.types[i] != FrameType.L1 or not frames.type_counts[i] or frames.flags[i] & FrameFlag.SPECIAL:
             return False
-        words = self.memory.words
         table = self.memory.bytes[i << 12 : (i + 1) << 12]
         before = bytes(table)
+        word = i * 512 + ((address & 0xFFF) >> 3)
         r = self.engine.regs
         saved = r.tolist()
-        kind = self.engine.step_supervisor()
-        done = kind == ExitKind.EXCEPTION and r[R.VECTOR] == traps.DB and r[R.CS] == saved[R.CS]
-        word = i * 512 + ((address & 0xFFF) >> 3)
+        words[at] = entry | RW
+        r[R.RFLAGS] |= traps.TF
+        kind = self.engine.run()
+        words[at] = entry if at != word else words[at]
+        self.engine.flush_page(address)
         new = words[word]
         words[word] = int.from_bytes(before[address & 0xFF8 : (address & 0xFF8) + 8], "little")
+        done = kind == ExitKind.EXCEPTION and r[R.VECTOR] == traps.DB
         if bytes(table) != before:  # more than that one word
             table[:] = before
             done = False
@@ -543,12 +583,17 @@ class Domain:
             try:
                 self.pages.set_l1(word, new)
             except XenError as e:
-                self.log_once("ptwr", f"refused page-table write at {r[R.RIP]:#x}: {e}")
+                self.log_once("ptwr", f"refused page-table write at {saved[R.RIP]:#x}: {e}")
                 done = False
         if not done:
             for n, value in enumerate(saved):
                 r[n] = value
-        return done
+            return kind == ExitKind.KICKED  # nothing was executed: it will fault again
+        if saved[R.RFLAGS] & traps.TF:
+            self._on_exception(v)  # the guest steps through its own code
+        else:
+            r[R.RFLAGS] &= ~traps.TF
+        return True
 
     def _on_software_interrupt(self, v: Vcpu) -> Step | None:
         r = self.engine.regs
