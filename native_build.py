@@ -26,13 +26,18 @@ GUESTS = ROOT / "domU" / "native"
 GUEST_OUTPUT = GUESTS / "build"
 WORK = ROOT / "build" / "native"
 
+COMMON_FLAGS = (
+    *("-std=c17", "-O2", "-g1", "-Wall", "-Wextra", "-Werror", "-fno-sanitize=undefined"),
+    # The same sources give the same files wherever they lie.
+    f"-ffile-prefix-map={ROOT}=.",
+)
+
 # The oldest glibc whose symbols the library may use: that of Debian 10 and RHEL 8.
 ENGINE_TARGET = f"{platform.machine()}-linux-gnu.2.28"
-ENGINE_FLAGS = ("-std=c17", "-O2", "-fPIC", "-g1", "-fno-sanitize=undefined", "-Wall", "-Wextra", "-Werror")
 
 GUEST_FLAGS = (
-    *("-target", "x86_64-freestanding-none", "-std=c17", "-O2", "-g1", "-Wall", "-Wextra", "-Werror"),
-    *("-ffreestanding", "-fno-builtin", "-fno-sanitize=undefined", "-fno-stack-protector", "-fno-pic"),
+    *COMMON_FLAGS,
+    *("-target", "x86_64-freestanding-none", "-ffreestanding", "-fno-builtin", "-fno-stack-protector", "-fno-pic"),
     # Traps push their frame right below the stack pointer; vector registers are the guest's users' business.
     *("-mno-red-zone", "-mcmodel=kernel", "-mno-mmx", "-mno-sse", "-mno-sse2", "-msoft-float"),
     "-I" + str(GUESTS / "include"),
@@ -75,7 +80,7 @@ def build_engine() -> list[Path]:
     sources = sorted(ENGINE.glob("*.c"))
     if not sources or not is_stale(ENGINE_LIBRARY, [*sources, *ENGINE.glob("*.h")]):
         return []
-    zig_cc(["-target", ENGINE_TARGET, *ENGINE_FLAGS, "-shared", "-s", *sources], ENGINE_LIBRARY)
+    zig_cc(["-target", ENGINE_TARGET, *COMMON_FLAGS, "-fPIC", "-shared", "-s", *sources], ENGINE_LIBRARY)
     return [ENGINE_LIBRARY]
 
 
