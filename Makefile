@@ -40,7 +40,7 @@ test: lint
 	$(BIN)/python -m pytest -q
 
 bench: native
-	$(BIN)/python benchmarks/boot.py
+	$(BIN)/python benchmarks/bench_boot.py
 
 soak: native
 	$(BIN)/python -m tests.soak

@@ -76,3 +76,17 @@ def _private() -> list[str]:
 def _update() -> None:
     subprocess.run(["apt-get", *_private(), "-qq", "update"], check=True, stdout=subprocess.DEVNULL)
     (CACHE / "apt" / "updated").touch()
+
+
+def program(package: str, name: str) -> list[str]:
+    """The command that runs program `name` of `package`, unpacked here with all it needs and the machine lacks."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _stamp(f"{package}.all").exists():
+            plan = _apt("apt-get", "install", "--simulate", "--no-install-recommends", package)
+            _unpack(sorted({line.split()[1] for line in plan.splitlines() if line.startswith("Inst ")}))
+            _stamp(f"{package}.all").touch()
+    root = CACHE / "root"
+    libraries = ":".join(str(root / folder / "x86_64-linux-gnu") for folder in ("usr/lib", "lib"))
+    return ["env", f"LD_LIBRARY_PATH={libraries}", str(root / "usr/bin" / name)]
