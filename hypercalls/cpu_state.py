@@ -35,6 +35,7 @@ def update_descriptor(d: Domain, v: Vcpu, address: int, raw: int, *_: int) -> in
     d.pages.get_type(i, kind)
     d.memory.words[i * 512 + ((address & 0xFFF) >> 3)] = fixed
     d.pages.put_type(i)
+    d.descriptors_changed()
     return 0
 
 

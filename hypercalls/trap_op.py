@@ -19,7 +19,7 @@ _MASK_EVENTS = 1
 
 def set_trap_table(d: Domain, v: Vcpu, table: int, *_: int) -> int:
     if not table:
-        v.traps = [TrapGate() for _n in range(256)]
+        v.traps.clear()
         return 0
     # The table ends with a zero address; a guest that forgets it meets the end of its memory or of our patience.
     for n in range(4096):

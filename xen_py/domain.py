@@ -105,8 +105,11 @@ class Domain:
             ExitKind.EXCEPTION: self._on_exception,
             ExitKind.SOFTINT: self._on_software_interrupt,
             ExitKind.BROKEN: self._on_broken,
+            ExitKind.EVENT: lambda v: None,
         }
         self._start()
+        engine.accelerate(memory.bytes, self.frames, self.space.m2p_entry)
+        engine.set_vcpu(self.current.words)
 
     # ---- birth ----
 
@@ -192,6 +195,14 @@ class Domain:
     def assists_changed(self) -> None:
         self.writable_pagetables = bool(self.vm_assist >> VmAssist.WRITABLE_PAGETABLES & 1)
         self.architectural_iopl = bool(self.vm_assist >> VmAssist.ARCHITECTURAL_IOPL & 1)
+        self.engine.set_assists(
+            self.writable_pagetables, self.architectural_iopl, bool(self.vm_assist >> VmAssist.M2P_STRICT & 1)
+        )
+
+    def descriptors_changed(self) -> None:
+        """The contents of a descriptor table may have changed."""
+        for v in self.vcpus:
+            v.user_selectors_known = False
 
     def yield_cpu(self, v: Vcpu) -> None:
         """SCHEDOP_yield: let whoever waits for the domain's thread have it."""
@@ -259,6 +270,7 @@ class Domain:
         for page, mfn in enumerate(mfns):
             self.space.set_gdt_page(v.id, page, mfn << 12)
         v.gdt_frames, v.gdt_entries = mfns, entries
+        self.descriptors_changed()
         self.engine.flush_tlb()
 
     def set_ldt(self, v: Vcpu, base: int, entries: int) -> None:
@@ -276,6 +288,7 @@ class Domain:
             self.space.set_ldt_page(v.id, page, None)
             self.pages.put_page_and_type(self.frames.index(mfn))
         v.ldt_frames = {}
+        v.ldt_pages = 0
         self.engine.flush_tlb()
 
     def _map_ldt_page(self, v: Vcpu, page: int) -> bool:
@@ -289,6 +302,7 @@ class Domain:
         except XenError:
             return False
         v.ldt_frames[page] = mfn
+        v.ldt_pages = len(v.ldt_frames)
         self.space.set_ldt_page(v.id, page, mfn << 12)
         return True
 
@@ -419,7 +433,7 @@ class Domain:
 
     def _loop(self) -> Step:
         engine, regs, handlers = self.engine, self.engine.regs, self._handlers
-        memory = self.memory.bytes
+        memory, access, base = self.memory.bytes, self.access, self.frames.base
         while True:
             v = self.current
             if v.blocked:
@@ -435,6 +449,7 @@ class Domain:
             if memory[info] and not memory[info + 1]:
                 traps.deliver_events(self, v)
             engine.run()
+            access.root_index = (regs[R.CR3] >> 12) - base
             result = handlers[regs[R.KIND]](v)
             if result is not None:
                 if v.runstate == Runstate.RUNNING:
@@ -634,12 +649,14 @@ class Domain:
         return DomainInfo(sum(i.cpu_time_ns for i in infos), self.frames.allocated, self.spec.memory.max_pages, infos)
 
     def statistics(self) -> dict[str, Any]:
+        done = self.engine.accelerated()
+        calls = self.hypercall_counts + Counter({int(n): count for n, count in done.items() if n.isdecimal()})
         return {
             "engine": self.engine.statistics(),
-            "counters": dict(self.counters),
+            "counters": dict(self.counters + Counter({n: c for n, c in done.items() if not n.isdecimal()})),
             "hypercalls": {
                 (Hypercall(n).name.lower() if n in Hypercall._value2member_map_ else str(n)): count
-                for n, count in self.hypercall_counts.most_common()
+                for n, count in calls.most_common()
             },
             "events": self.events.statistics(),
             "frames": self.frames.statistics(),

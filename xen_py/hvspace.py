@@ -127,6 +127,11 @@ class HypervisorSpace:
             self.words[l3 * 512 + k] = self._entry(l2 + k, flags)
         return self._entry(l3, flags)
 
+    @property
+    def m2p_entry(self) -> int:
+        """L4 slot 256, through which the machine-to-phys table shows."""
+        return self._slots[0]
+
     def fill_l4(self, words: memoryview, at: int) -> None:
         """Put the hypervisor's slots into the L4 table that starts at that word."""
         words[at + 256] = self._slots[0]

@@ -184,7 +184,9 @@ def iret(d: Domain, v: Vcpu) -> None:
         return
     r[R.COMPAT] = int(not d.is_long_mode_selector(v, r[R.CS]))
     fault = _return_fault(d, v)
-    if fault is not None:
+    if fault is None:
+        v.user_selectors_known = r[R.CS] == 0x33 and r[R.SS] == 0x2B and not r[R.COMPAT]
+    else:
         # The guest finds the target's registers in the frame, the bad ones included.
         inject_exception(d, v, *fault)
 

@@ -11,7 +11,10 @@ it enters the guest and writes them when it comes back. That makes a trap handle
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from xen_py.frames import FrameTable
 
 
 class R:
@@ -41,6 +44,8 @@ class ExitKind(IntEnum):
     EXCEPTION = 2
     BROKEN = 3
     SOFTINT = 4
+    EVENT = 5
+    """An event is due that the engine left to be delivered."""
 
 
 class EngineError(Exception):
@@ -55,9 +60,6 @@ class Engine(Protocol):
 
     def run(self) -> int:
         """Enter the guest with `regs` and come back with an `ExitKind`; vector, error and CR2 are in `regs`."""
-
-    def step_supervisor(self) -> int:
-        """Execute one instruction with the hypervisor's rights; EXCEPTION with vector 1 when done."""
 
     def map(self, machine_address: int, host: memoryview) -> None:
         """Let machine memory at that address be this buffer (page-aligned, kept alive by the caller)."""
@@ -108,6 +110,22 @@ class Engine(Protocol):
 
     def set_block_budget(self, blocks: int) -> None:
         """Come back after this many translated blocks (deterministic preemption); 0 for no limit."""
+
+    def accelerate(self, memory: memoryview, frames: FrameTable, m2p_entry: int) -> None:
+        """Let the engine deal with frequent exits by itself, on the domain's memory and frame table.
+
+        It does what `xen_py.traps`, `xen_py.mmu` and `hypercalls.mmu` would do, for the vCPU named by `set_vcpu`.
+        An engine may do nothing here.
+        """
+
+    def set_vcpu(self, words: memoryview | None) -> None:
+        """The shared words of the vCPU that runs (`xen_py.vcpu.Vcpu.words`); None: every exit comes back."""
+
+    def set_assists(self, writable_pagetables: bool, architectural_iopl: bool, m2p_strict: bool) -> None:
+        """Which VM assists are on."""
+
+    def accelerated(self) -> dict[str, int]:
+        """How often which exit was dealt with by the engine: hypercall numbers as "0".."63", and named counters."""
 
     def statistics(self) -> dict[str, int]: ...
 

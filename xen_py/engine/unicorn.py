@@ -10,18 +10,31 @@ from __future__ import annotations
 import importlib.util
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cffi import FFI
 
 from xen_py.engine import EngineError, R
 
-_ABI = 4
+if TYPE_CHECKING:
+    from xen_py.frames import FrameTable
+
+_ABI = 6
 _ffi = FFI()
 _ffi.cdef(
     """
-struct xpy_counters { uint64_t runs, syscalls, exceptions, kicks, tlb_flushes, page_flushes, code_drops, steps; };
+struct xpy_counters { uint64_t runs, syscalls, exceptions, kicks, tlb_flushes, page_flushes, code_drops; };
 struct xpy_cpuid { uint32_t leaf, subleaf, eax, ebx, ecx, edx; };
+struct xpy_fast {
+    uint8_t *memory;
+    uint64_t mfn_base, frames;
+    uint32_t *refs, *type_counts, *code_maps;
+    uint8_t *types, *flags;
+    void *vcpu;
+    uint64_t m2p_entry;
+    uint64_t writable_pagetables, architectural_iopl, m2p_strict;
+    uint64_t calls[64], guest_syscalls, page_faults, upcalls;
+};
 typedef struct xpy_engine xpy_engine;
 int xpy_abi(void);
 xpy_engine *xpy_open(const char *libunicorn, uint32_t translation_buffer, char *why, size_t why_size);
@@ -29,6 +42,7 @@ void xpy_close(xpy_engine *e);
 int xpy_map(xpy_engine *e, uint64_t machine_address, uint64_t size, void *host);
 int xpy_unmap(xpy_engine *e, uint64_t machine_address, uint64_t size);
 uint64_t *xpy_regs(xpy_engine *e);
+struct xpy_fast *xpy_fast(xpy_engine *e);
 struct xpy_counters *xpy_counters(xpy_engine *e);
 void xpy_set_gdt(xpy_engine *e, uint64_t base, uint32_t limit);
 void xpy_set_ldt(xpy_engine *e, uint64_t base, uint32_t limit);
@@ -40,7 +54,6 @@ void xpy_flush_tlb(xpy_engine *e);
 void xpy_flush_page(xpy_engine *e, uint64_t va);
 void xpy_drop_code(xpy_engine *e, uint64_t va, size_t n);
 int xpy_run(xpy_engine *e);
-int xpy_step_supervisor(xpy_engine *e);
 size_t xpy_fpu_size(xpy_engine *e);
 void xpy_fpu_save(xpy_engine *e, void *blob);
 void xpy_fpu_restore(xpy_engine *e, const void *blob);
@@ -100,8 +113,9 @@ class UnicornEngine:
         block = _ffi.buffer(self._lib.xpy_regs(self._e), R.COUNT * 8)
         self.regs = memoryview(block).cast("B").cast("Q")
         self._maps: dict[int, Any] = {}
+        self._fast = self._lib.xpy_fast(self._e)
+        self._held: list[Any] = []
         self.run = self._bind(self._lib.xpy_run)
-        self.step_supervisor = self._bind(self._lib.xpy_step_supervisor)
         self.flush_tlb = self._bind(self._lib.xpy_flush_tlb)
         self.kick = self._bind(self._lib.xpy_kick)
         self.kick_pending = self._bind(self._lib.xpy_kick_pending)
@@ -173,9 +187,42 @@ class UnicornEngine:
     def set_block_budget(self, blocks: int) -> None:
         self._lib.xpy_set_block_budget(self._e, blocks)
 
+    def accelerate(self, memory: memoryview, frames: FrameTable, m2p_entry: int) -> None:
+        fast = self._fast
+        for name, view in (
+            ("memory", memory),
+            ("refs", frames.refs),
+            ("type_counts", frames.type_counts),
+            ("code_maps", frames.code_maps),
+            ("types", frames.types),
+            ("flags", frames.flags),
+        ):
+            buffer = _ffi.from_buffer(view, require_writable=True)
+            self._held.append(buffer)
+            setattr(fast, name, _ffi.cast(_ffi.typeof(getattr(fast, name)), buffer))
+        fast.mfn_base, fast.frames, fast.m2p_entry = frames.base, frames.count, m2p_entry
+
+    def set_vcpu(self, words: memoryview | None) -> None:
+        if words is None:
+            self._fast.vcpu = _ffi.NULL
+            return
+        buffer = _ffi.from_buffer(words, require_writable=True)
+        self._held.append(buffer)
+        self._fast.vcpu = _ffi.cast("void *", buffer)
+
+    def set_assists(self, writable_pagetables: bool, architectural_iopl: bool, m2p_strict: bool) -> None:
+        fast = self._fast
+        fast.writable_pagetables, fast.architectural_iopl = writable_pagetables, architectural_iopl
+        fast.m2p_strict = m2p_strict
+
+    def accelerated(self) -> dict[str, int]:
+        fast = self._fast
+        done = {str(n): count for n, count in enumerate(fast.calls) if count}
+        return done | {name: int(getattr(fast, name)) for name in ("guest_syscalls", "page_faults", "upcalls")}
+
     def statistics(self) -> dict[str, int]:
         c = self._lib.xpy_counters(self._e)
-        names = ("runs", "syscalls", "exceptions", "kicks", "tlb_flushes", "page_flushes", "code_drops", "steps")
+        names = ("runs", "syscalls", "exceptions", "kicks", "tlb_flushes", "page_flushes", "code_drops")
         return {name: int(getattr(c, name)) for name in names} | {"blocks": int(self._lib.xpy_blocks(self._e))}
 
     def close(self) -> None:
@@ -183,6 +230,7 @@ class UnicornEngine:
             self.regs.release()
             self._lib.xpy_close(self._e)
             self._e = None
-            for buffer in self._maps.values():
+            for buffer in (*self._maps.values(), *self._held):
                 _ffi.release(buffer)
+            self._held.clear()
             self._maps.clear()

@@ -12,13 +12,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define XPY_ABI 4
+#define XPY_ABI 6
 
 /* Why xpy_run came back. */
 enum {
     XPY_KICKED = 0,    /* another thread, the timer, or the block budget asked for the thread */
     XPY_SYSCALL = 1,   /* a `syscall` instruction; rip already behind it */
     XPY_EXCEPTION = 2, /* vector and error are set; faults leave rip on the instruction, traps behind it */
+    XPY_EVENT = 5,     /* an event waits for Python to deliver it */
     XPY_SOFTINT = 4,   /* `int n` or `int3`: vector is set, rip behind it */
     XPY_BROKEN = 3,    /* the emulator gave up: uc_err in error, address in cr2 */
 };
@@ -49,7 +50,29 @@ struct xpy_cpuid {
 };
 
 struct xpy_counters {
-    uint64_t runs, syscalls, exceptions, kicks, tlb_flushes, page_flushes, code_drops, steps;
+    uint64_t runs, syscalls, exceptions, kicks, tlb_flushes, page_flushes, code_drops;
+};
+
+/* What of a vCPU both this code and Python's Vcpu work on; 64-bit words, see xen_py/vcpu.py for what they mean. */
+struct xpy_vcpu {
+    uint64_t kernel_mode, root, user_root, gs_base_kernel, gs_base_user, kernel_sp, kernel_ss, iopl;
+    uint64_t info_offset, event_callback, syscall_callback, syscall_masks_events, ldt_pages, user_selectors, spare[2];
+    struct {
+        uint64_t address, flags; /* flags: as in the guest's table; its selector is not used */
+    } traps[256];
+};
+
+/* What fast.c needs of a domain: its memory and frame table (xen_py/frames.py), and the vCPU that runs. */
+struct xpy_fast {
+    uint8_t *memory;
+    uint64_t mfn_base, frames;
+    uint32_t *refs, *type_counts, *code_maps;
+    uint8_t *types, *flags;
+    struct xpy_vcpu *vcpu; /* null: leave everything to Python */
+    uint64_t m2p_entry;    /* L4 slot 256 */
+    uint64_t writable_pagetables, architectural_iopl, m2p_strict;
+    /* counted here, told by Python */
+    uint64_t calls[64], guest_syscalls, page_faults, upcalls;
 };
 
 struct xpy_engine;
@@ -60,6 +83,7 @@ void xpy_close(struct xpy_engine *e);
 int xpy_map(struct xpy_engine *e, uint64_t machine_address, uint64_t size, void *host);
 int xpy_unmap(struct xpy_engine *e, uint64_t machine_address, uint64_t size);
 struct xpy_regs *xpy_regs(struct xpy_engine *e);
+struct xpy_fast *xpy_fast(struct xpy_engine *e);
 struct xpy_counters *xpy_counters(struct xpy_engine *e);
 void xpy_set_gdt(struct xpy_engine *e, uint64_t base, uint32_t limit);
 void xpy_set_ldt(struct xpy_engine *e, uint64_t base, uint32_t limit);
@@ -71,7 +95,6 @@ void xpy_flush_tlb(struct xpy_engine *e);
 void xpy_flush_page(struct xpy_engine *e, uint64_t va);
 void xpy_drop_code(struct xpy_engine *e, uint64_t va, size_t n);
 int xpy_run(struct xpy_engine *e);
-int xpy_step_supervisor(struct xpy_engine *e);
 size_t xpy_fpu_size(struct xpy_engine *e);
 void xpy_fpu_save(struct xpy_engine *e, void *blob);
 void xpy_fpu_restore(struct xpy_engine *e, const void *blob);

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Making a running guest stop: kicks, deadlines, and the signal that brings the thread out of translated code.
+ * xpy_kick and the watcher run on other threads; the rest belongs to the domain's.
+ */
+#define _GNU_SOURCE
+#include "internal.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/syscall.h>
+#include <sys/timerfd.h>
+#include <time.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+/*
+ * The wish to stop is kept in `kicked`, which is tested before each run; a request that uc_emu_start clears on entry is
+ * made again, because the watcher repeats it until the run has ended.
+ *
+ * The request itself is a signal to the thread that runs the guest. Where it finds that thread in translated code, the
+ * block it is in still has to be left for the main loop, which sees the request: its direct jumps to other blocks are
+ * bent to its own exits, and a flag that no block has makes look-ups of indirect jumps fail. So the guest stops at the
+ * end of the block. Both are put back when the run has ended, on the same thread, before anything else can happen to
+ * the block. Where it finds the thread elsewhere (in a helper, say), the next signal comes a few microseconds later.
+ */
+static __thread struct xpy_engine *volatile running_here;
+
+static int stop_signal(void) { return SIGRTMIN + 6; }
+
+static void bend(struct xpy_engine *e, struct block *b)
+{
+    e->cut = b;
+    for (int n = 0; n < 2; n++) {
+        int32_t *at = (int32_t *)(b->code + b->jmp_target_arg[n]);
+
+        e->bent[n].at = NULL;
+        if (b->jmp_reset_offset[n] == NO_JUMP)
+            continue;
+        e->bent[n].at = at;
+        e->bent[n].was = *at;
+        e->bent[n].dest = b->jmp_dest[n];
+        __atomic_store_n(at, (int32_t)(b->code + b->jmp_reset_offset[n] - ((uint8_t *)at + 4)), __ATOMIC_RELAXED);
+    }
+}
+
+static void straighten(struct xpy_engine *e)
+{
+    struct block *b = e->cut;
+
+    e->cut = NULL;
+    e->cpu->hflags &= ~HF_NOWHERE;
+    if (!b)
+        return;
+    /* A jump that was unlinked meanwhile, because its target or the block itself went, stays so. */
+    for (int n = 0; n < 2; n++)
+        if (e->bent[n].at && !(b->cflags & CF_INVALID) && b->jmp_dest[n] == e->bent[n].dest)
+            *e->bent[n].at = e->bent[n].was;
+}
+
+static void on_stop_signal(int signal, siginfo_t *info, void *context)
+{
+    struct xpy_engine *e = running_here;
+    uintptr_t pc = (uintptr_t)((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP];
+
+    (void)signal;
+    (void)info;
+    if (!e)
+        return;
+    e->uc_emu_stop(e->uc);
+    if (pc < e->code_start || pc >= e->code_end)
+        return;
+    e->cpu->hflags |= HF_NOWHERE;
+    struct block *b = e->block_at(e->tcg, pc);
+    if (b && b != e->cut) {
+        struct block *before = e->cut;
+        if (before) {
+            straighten(e);
+            e->cpu->hflags |= HF_NOWHERE;
+        }
+        bend(e, b);
+    }
+}
+
+static void signal_runner(struct xpy_engine *e)
+{
+    syscall(SYS_tgkill, getpid(), e->thread, stop_signal());
+}
+
+/* Marks the wish; true when a run is under way that has to be told. */
+static bool want_stop(struct xpy_engine *e)
+{
+    __atomic_store_n(&e->kicked, 1, __ATOMIC_SEQ_CST);
+    return __atomic_load_n(&e->running, __ATOMIC_SEQ_CST);
+}
+
+static void *watch_loop(void *arg)
+{
+    struct xpy_engine *e = arg;
+    struct epoll_event events[4];
+    uint64_t n;
+    long pause_ns = 0;
+
+    while (!__atomic_load_n(&e->closing, __ATOMIC_SEQ_CST)) {
+        bool unanswered = __atomic_load_n(&e->kicked, __ATOMIC_SEQ_CST) && __atomic_load_n(&e->running, __ATOMIC_SEQ_CST);
+
+        if (unanswered) {
+            struct timespec t = {0, pause_ns};
+            nanosleep(&t, NULL);
+            pause_ns = pause_ns < 500000 ? pause_ns * 2 : pause_ns;
+        } else {
+            pause_ns = 20000;
+        }
+        int got = epoll_wait(e->epoll_fd, events, 4, unanswered ? 0 : -1);
+
+        for (int i = 0; i < got; i++) {
+            /* The timer and our own eventfd are read here; a foreign eventfd is its reader's, hence edge-triggered. */
+            if (events[i].data.fd == e->timer_fd || events[i].data.fd == e->event_fd)
+                if (read(events[i].data.fd, &n, sizeof n) < 0 && errno != EAGAIN)
+                    return NULL;
+        }
+        if ((got > 0 || unanswered) && want_stop(e))
+            signal_runner(e);
+    }
+    return NULL;
+}
+
+void xpy_kick(struct xpy_engine *e)
+{
+    uint64_t one = 1;
+
+    /* Through the watcher, which goes on until the stop has taken effect. */
+    if (want_stop(e) && write(e->event_fd, &one, sizeof one) < 0)
+        signal_runner(e);
+}
+
+int xpy_kick_pending(struct xpy_engine *e) { return __atomic_load_n(&e->kicked, __ATOMIC_SEQ_CST); }
+
+void xpy_clear_kick(struct xpy_engine *e) { __atomic_store_n(&e->kicked, 0, __ATOMIC_SEQ_CST); }
+
+int xpy_watch(struct xpy_engine *e, int eventfd_)
+{
+    struct epoll_event ev = {.events = EPOLLIN | EPOLLET, .data.fd = eventfd_};
+
+    return epoll_ctl(e->epoll_fd, EPOLL_CTL_ADD, eventfd_, &ev) ? -errno : 0;
+}
+
+void xpy_set_deadline(struct xpy_engine *e, uint64_t ns)
+{
+    struct itimerspec t = {.it_value = {.tv_sec = ns / 1000000000u, .tv_nsec = ns % 1000000000u}};
+
+    if (ns == e->deadline)
+        return;
+    e->deadline = ns;
+    timerfd_settime(e->timer_fd, TFD_TIMER_ABSTIME, &t, NULL);
+}
+
+bool xpy_start_watcher(struct xpy_engine *e)
+{
+    struct epoll_event ev = {.events = EPOLLIN};
+    sigset_t all, old;
+
+    e->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    e->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    e->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+    if (e->epoll_fd < 0 || e->event_fd < 0 || e->timer_fd < 0)
+        return false;
+    ev.data.fd = e->event_fd;
+    if (epoll_ctl(e->epoll_fd, EPOLL_CTL_ADD, e->event_fd, &ev))
+        return false;
+    ev.data.fd = e->timer_fd;
+    if (epoll_ctl(e->epoll_fd, EPOLL_CTL_ADD, e->timer_fd, &ev))
+        return false;
+    struct sigaction act = {.sa_sigaction = on_stop_signal, .sa_flags = SA_SIGINFO | SA_RESTART};
+    sigemptyset(&act.sa_mask);
+    if (sigaction(stop_signal(), &act, NULL))
+        return false;
+    /* Signals are for Python's main thread. */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    e->watching = pthread_create(&e->watcher, NULL, watch_loop, e) == 0;
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    return e->watching;
+}
+
+void xpy_stop_watcher(struct xpy_engine *e)
+{
+    uint64_t one = 1;
+
+    if (e->watching) {
+        __atomic_store_n(&e->closing, 1, __ATOMIC_SEQ_CST);
+        if (write(e->event_fd, &one, sizeof one) == sizeof one)
+            pthread_join(e->watcher, NULL);
+    }
+    for (int *fd = (int[]){e->epoll_fd, e->event_fd, e->timer_fd, -2}; *fd != -2; fd++)
+        if (*fd >= 0)
+            close(*fd);
+}
+
+/* Around each run: from now on this thread is one that stops can be asked of, and no longer. */
+void xpy_enter(struct xpy_engine *e)
+{
+    e->thread = (pid_t)syscall(SYS_gettid);
+    running_here = e;
+    __atomic_store_n(&e->running, 1, __ATOMIC_SEQ_CST);
+}
+
+void xpy_leave(struct xpy_engine *e)
+{
+    __atomic_store_n(&e->running, 0, __ATOMIC_SEQ_CST);
+    running_here = NULL;
+    straighten(e);
+}
