@@ -155,8 +155,10 @@ class ProcessSpawner:
         return await self._client.spawn(msgpack.packb({"spec": spec.to_plain()}), fds)
 
     async def aclose(self) -> None:
-        self._client.template.close()
+        """The template's end, not ours, closes the connection: a socket that is being waited for is not closed."""
+        self._client.template.process.kill()
         await self._client.ended.wait()
+        self._client.template.close()
 
 
 class _TemplateClient:

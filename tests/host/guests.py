@@ -20,7 +20,7 @@ from xen_py.memory import GuestMemory
 from xen_py.spec import DomainInfo, DomainSpec, Step, VcpuInfo
 from xen_py.types import Port
 
-PATIENCE = 60
+PATIENCE = 30
 """Seconds after which a test that waits for a guest has failed; nothing is measured by it."""
 
 
