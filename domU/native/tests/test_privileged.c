@@ -20,7 +20,7 @@ READ_CONTROL(2)
 READ_CONTROL(3)
 READ_CONTROL(4)
 
-#define SNIPPET(name, text) static void name(void *arg) { __asm__ volatile(text : : "d"(arg) : "rax", "rcx", "memory"); }
+#define SNIPPET(name, text) static void name(void *arg) { __asm__ volatile(text : : "d"(arg) : "rax", "rcx", "rsi", "rdi", "memory"); }
 SNIPPET(clts, "clts")
 SNIPPET(wbinvd, "wbinvd")
 SNIPPET(invd, "invd")
@@ -37,6 +37,10 @@ SNIPPET(read_cr8, "mov %%cr8, %%rax")
 SNIPPET(in_8, "inb %%dx, %%al")
 SNIPPET(out_8, "outb %%al, %%dx")
 SNIPPET(in_immediate, "inb $0x99, %%al")
+SNIPPET(in_string, "leaq string_buffer(%%rip), %%rdi\n\tmovl $5, %%ecx\n\trep insb")
+SNIPPET(out_string, "leaq string_buffer(%%rip), %%rsi\n\tmovl $5, %%ecx\n\trep outsb")
+
+u8 string_buffer[8];
 
 static u64 in(u32 size, u16 port)
 {
@@ -101,6 +105,8 @@ static void ports(void)
     CHECK_TRAP(guarded(in_8, (void *)0x1234), TRAP_GENERAL_PROTECTION, 0);
     CHECK_TRAP(guarded(out_8, (void *)0x1234), TRAP_GENERAL_PROTECTION, 0);
     CHECK_TRAP(guarded(in_immediate, NULL), TRAP_GENERAL_PROTECTION, 0);
+    CHECK_TRAP(guarded(in_string, (void *)0x1234), TRAP_GENERAL_PROTECTION, 0);
+    CHECK_TRAP(guarded(out_string, (void *)0x1234), TRAP_GENERAL_PROTECTION, 0);
     CHECK_TRAP(guarded(cli, NULL), TRAP_GENERAL_PROTECTION, 0);
 
     // A permission bitmap opens ports one by one, to kernel and user mode alike.
@@ -124,6 +130,10 @@ static void ports(void)
     CHECK_EQUAL(in(4, 0x1234), 0xffffffff);
     CHECK_NO_TRAP(guarded(out_8, (void *)0x1234));
     CHECK_NO_TRAP(guarded(in_immediate, NULL));
+    CHECK_NO_TRAP(guarded(out_string, (void *)0x1234));
+    CHECK_NO_TRAP(guarded(in_string, (void *)0x1234));
+    for (u32 i = 0; i < sizeof(string_buffer); i++)
+        CHECK_EQUAL(string_buffer[i], i < 5 ? 0xff : 0);
     // cli and sti are let through, and do nothing.
     CHECK_NO_TRAP(guarded(cli, NULL));
     CHECK(upcalls_are_enabled());
