@@ -9,6 +9,7 @@ from __future__ import annotations
 from hypercalls.table import dispatch
 from xen_py.clock import Clock, RealClock
 from xen_py.domain import Domain
+from xen_py.engine.selftest import verify_precise_stops
 from xen_py.engine.unicorn import UnicornEngine
 from xen_py.link import HostLink
 from xen_py.memory import GuestMemory
@@ -20,6 +21,9 @@ def make_domain(spec: DomainSpec, memory: GuestMemory, link: HostLink, clock: Cl
 
 
 def warm_up() -> None:
-    """Do once what every domain would do first and a confined process cannot: find libraries, measure the TSC."""
-    UnicornEngine().close()
+    """Do once what every domain would do first and a confined process cannot: find libraries, measure the TSC.
+
+    And see once for the host that the emulator can be trusted.
+    """
+    verify_precise_stops()
     RealClock().tsc_khz()
