@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The kick protocol between the host and a domain's loop, as a model for spin (Debian package "spin"):
+ *
+ *     spin -a kick.pml && cc -O2 -o pan pan.c && ./pan
+ *
+ * Two senders ring two ports, in different words of one inbox (engine/native/link.c), while the domain's loop sleeps,
+ * runs its guest or is just about to do either (dom0/host/vmloop.py), and the engine's watcher thread turns an edge of
+ * the eventfd into the sticky stop flag. Claim: when everybody has come to rest, the loop has seen all that was sent.
+ *
+ * The same model with one of these steps changed must fail, or it proves nothing:
+ *     spin -a -DTAKE_FIRST   marks are taken before the eventfd is emptied
+ *     spin -a -DMARK_LATE    the eventfd is written before the mark is made
+ *     spin -a -DCLEAR_LATE   the stop flag is cleared just before the guest is entered
+ *     spin -a -DSUMMARY_LATE the loop takes a word before the summary that names it
+ */
+
+#define ROUNDS 2
+
+byte sent[2], seen[2];     /* ring data: what was announced, what the loop has found */
+bool word[2], summary[2];  /* the inbox */
+bool eventfd, edge;        /* readable; and not yet told to the watcher */
+bool stop;                 /* the engine's sticky flag */
+byte done;
+
+inline write_eventfd() { d_step { eventfd = true; edge = true } }
+
+inline mark(port, was)
+{
+    atomic { was = word[port]; word[port] = true }
+    if
+    :: was -> skip                          /* whoever set it raises the rest */
+    :: else -> summary[port] = true
+    fi
+}
+
+proctype Sender(byte port)
+{
+    byte n;
+    bool was;
+
+    do
+    :: n < ROUNDS ->
+        sent[port]++;
+#ifdef MARK_LATE
+        write_eventfd();
+        mark(port, was);
+#else
+        mark(port, was);
+        if
+        :: was -> skip
+        :: else -> write_eventfd()
+        fi;
+#endif
+        n++
+    :: else -> break
+    od;
+    done++
+}
+
+active proctype Watcher()
+{
+end:
+    do
+    :: atomic { edge -> edge = false }; stop = true
+    od
+}
+
+inline look(port, named, marked)
+{
+    if
+    :: named ->
+        atomic { marked = word[port]; word[port] = false }
+        if
+        :: marked -> seen[port] = sent[port]
+        :: else -> skip
+        fi
+    :: else -> skip
+    fi
+}
+
+inline take()
+{
+#ifdef SUMMARY_LATE
+    look(0, summary[0], marked);
+    look(1, summary[1], marked);
+    d_step { summary[0] = false; summary[1] = false }
+#else
+    d_step { named0 = summary[0]; summary[0] = false; named1 = summary[1]; summary[1] = false }
+    look(0, named0, marked);
+    look(1, named1, marked);
+#endif
+}
+
+active proctype Loop()
+{
+    bool named0, named1, marked;
+
+end:
+    do
+    ::
+#ifdef TAKE_FIRST
+        take();
+        eventfd = false;
+#else
+        eventfd = false;
+        take();
+#endif
+#ifdef CLEAR_LATE
+        stop = false;
+#endif
+        if
+        :: true ->                          /* the guest runs until it is stopped */
+endrun:     stop;
+            stop = false
+        :: true ->                          /* or every vCPU sleeps */
+endsleep:   eventfd
+        fi
+    od
+}
+
+init
+{
+    run Sender(0);
+    run Sender(1);
+    run Sender(0);
+    done == 3;
+    timeout;
+    assert(seen[0] == sent[0] && seen[1] == sent[1])
+}
