@@ -166,20 +166,22 @@ class HypervisorSpace:
     # Translated code. The emulator keeps translations by machine frame and looks at a store only the first time a
     # mapping without execute permission is written through; so a frame that got new contents while nothing mapped it
     # executable may have stale translations. Every executable mapping passes through the hypervisor, which compares
-    # the frame with what it was when the last executable mapping went.
+    # the frame with what it was while it was executable.
 
     def code_mapped(self, index: int) -> None:
         """The frame's first executable mapping is about to be made."""
         flags = self._frames.flags
-        if flags[index] & FrameFlag.CODE_SEEN:
-            if self._code_sums.pop(index, None) != self._sum(index):
-                self.drop_code(index)
-        else:
+        present = self._sum(index)
+        if not flags[index] & FrameFlag.CODE_SEEN:
             flags[index] |= FrameFlag.CODE_SEEN
+        elif self._code_sums.get(index) != present:
+            self.drop_code(index)
+        self._code_sums[index] = present
 
     def code_unmapped(self, index: int) -> None:
-        """The frame's last executable mapping is gone."""
-        self._code_sums[index] = self._sum(index)
+        """The frame's last executable mapping is gone. What changed meanwhile was perhaps not seen by the emulator."""
+        if self._code_sums.get(index) != self._sum(index):
+            self._code_sums.pop(index, None)
 
     def written_from_outside(self, index: int) -> None:
         """Somebody other than the guest wrote the frame."""
