@@ -30,6 +30,7 @@ SCRATCH = range(FREE, FREE + 12)
 EDGES = (0, 1, 2, 3, 7, 8, 63, 64, 127, 128, 255, 256, 4095, 4096, 8191, 8192, 8193, 1 << 16, (1 << 31) - 1, 1 << 31)
 HUGE = ((1 << 32) - 1, 1 << 32, 1 << 47, (1 << 47) - 8, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, (1 << 64) - 8)
 FLAGS = (0, 0x1, 0x3, 0x5, 0x7, 0x61, 0x63, 0x65, 0x67, 0x25, 0x27, 0x87, 0xE7, 0x167, 0x18, 0x1F, 0xFFF)
+NO_FRAME = (1 << 52) - 1
 COMMANDS: dict[int, int] = {
     Hypercall.FPU_TASKSWITCH: 2,
     Hypercall.SET_DEBUGREG: 9,
@@ -75,7 +76,7 @@ class Fuzzer:
         r = self.r
         if r.random() < 0.9:
             return self.m.mfn(self.pfn())
-        return r.choice((0, 5, self.m.mfn(0) - 1, self.m.mfn(MAX_PAGES + 90), 0xFE0000000, (1 << 40) - 1, (1 << 52) - 1))
+        return r.choice((0, 5, self.m.mfn(0) - 1, self.m.mfn(MAX_PAGES + 90), 0xFE0000000, (1 << 40) - 1, NO_FRAME))
 
     def entry(self) -> int:
         r = self.r

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hypercalls.table import dispatch
+from xen_py import traps
 from xen_py.abi.xen import DOMID_SELF, Hypercall
 from xen_py.clock import VirtualClock
 from xen_py.domain import Domain
@@ -20,7 +21,7 @@ from xen_py.link import DirectLink
 from xen_py.memory import GuestMemory, MemoryGeometry
 from xen_py.spec import Blocked, DomainSpec, Shutdown, Step
 from xen_py.start import StartState
-from xen_py.types import DomId, Mfn, Pfn, Port
+from xen_py.types import DomId, Mfn, Pfn
 
 BASE = 0xFFFFFFFF80000000
 START, L4, L3, L2, L1, STACK, CODE, DATA, STORE, CONSOLE, USER_L4, USER_L3, USER_L2, USER_L1, USER_CODE, USER_STACK = (
@@ -125,13 +126,13 @@ class Machine:
         """Run guest code up to one exit of the engine, handling nothing; the ExitKind."""
         if code is not None:
             self.set_code(code)
-        self.domain.engine.clear_kick()
-        return self.domain.engine.run()
+        engine = self.domain.engine
+        engine.set_vcpu(None)
+        engine.clear_kick()
+        return engine.run()
 
     def user_mode(self, code: bytes) -> None:
         """Be in guest user mode before that code."""
-        from xen_py import traps
-
         self.put(USER_CODE, code)
         self.domain.space.written_from_outside(USER_CODE)
         v = self.domain.vcpus[0]
@@ -197,7 +198,3 @@ def build_machine(vcpus: int = 1) -> Machine:
     domain = Domain(spec, memory, host, clock, UnicornEngine(4 << 20), dispatch)
     domain.vcpus[0].periodic_next = 0  # no timer unless the test sets one
     return Machine(domain, memory, broker, clock, delivered, console, messages)
-
-
-def port_pending(machine: Machine, port: Port) -> bool:
-    return machine.domain.events.is_pending(port)
