@@ -29,10 +29,11 @@ from dom0.host.assembly import make_domain
 from dom0.host.spawn import ProcessSpawner, Spawner, TemplateProcess, ThreadSpawner
 from dom0.host.switchboard import Switchboard
 from dom0.host.vmprocess import MakeDomain
+from dom0.toolstack.building import Progress
 from dom0.toolstack.config import DomainConfig
 from dom0.toolstack.dmesg import MessageBuffer
 from dom0.toolstack.domain import GuestDomain, ToolstackError
-from dom0.toolstack.lifecycle import Progress, Toolstack
+from dom0.toolstack.lifecycle import Toolstack
 from dom0.toolstack.xlcfg import parse_config, read_config_file
 from xen_py.types import DomId
 from xenstore.daemon import Daemon

@@ -15,7 +15,7 @@ import logging
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import trio
@@ -46,6 +46,16 @@ _CALLS: dict[str, int] = {
     "evtchn_reset": 1,
 }
 """What a domain may call, and with how many numbers."""
+
+
+@dataclass
+class VmStatistics:
+    calls: int = 0
+    notifications: int = 0
+    """Ports the domain has rung."""
+    delivered: int = 0
+    """Ports rung for the domain."""
+    orders: int = 0
 
 
 class VmStuck(Exception):
@@ -83,8 +93,8 @@ class Vm:
         self._sending = trio.Lock()
         self._loop: LoopEnd | None = None
         self._orders: dict[int, trio.Event] = {}
-        self._last_order = 0
         self.pauses = 1
+        self._statistics = VmStatistics()
         self._over = False
         self._killed = False
         self._trouble: str | None = None
@@ -148,6 +158,7 @@ class Vm:
         while True:
             await trio.lowlevel.wait_readable(outbox.eventfd)
             for port in outbox.take():
+                self._statistics.notifications += 1
                 with suppress(XenError):
                     self._services.evtchn_notify(port)
 
@@ -192,6 +203,7 @@ class Vm:
     def _call(self, method: str, arguments: list[Any]) -> tuple[object, ...]:
         if _CALLS.get(method) != len(arguments) or not all(type(n) is int and n in _NUMBERS for n in arguments):
             raise BadMessage(f"call {method!r} with {arguments!r}")
+        self._statistics.calls += 1
         try:
             result = getattr(self._services, method)(*arguments)
         except XenError as error:
@@ -203,6 +215,7 @@ class Vm:
     def deliver(self, port: Port) -> None:
         """Mark `port` pending for the guest; it sees it when its loop next looks, which is soon."""
         if self._loop is not None:
+            self._statistics.delivered += 1
             self._doorbell.inbox.ring(port)
 
     async def pause(self) -> None:
@@ -227,8 +240,8 @@ class Vm:
     async def _order(self, kind: str) -> None:
         if self._loop is None or self._over:
             return
-        self._last_order += 1
-        order = self._last_order
+        self._statistics.orders += 1
+        order = self._statistics.orders
         done = self._orders[order] = trio.Event()
         try:
             with trio.fail_after(PATIENCE):
@@ -259,3 +272,6 @@ class Vm:
             cpu_time_ns = sum(n for _, _, n in vcpus)
         self._last_info = VmInfo(loop.pid, self._doorbell.state, self._doorbell.pages, cpu_time_ns, tuple(vcpus))
         return self._last_info
+
+    def statistics(self) -> VmStatistics:
+        return replace(self._statistics)

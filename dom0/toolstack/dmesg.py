@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The hypervisor's message buffer: what `xl dmesg` prints, bounded as Xen's console ring is.
 
-Owner: the trio thread. Every line also goes to the host's log, which is not bounded.
+Owner: the trio thread. What the hypervisor says also goes to the host's log, which is not bounded; what guests
+say does not, for a guest may never stop.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class MessageBuffer:
 
     def hypervisor(self, text: str) -> None:
         for line in text.splitlines():
+            _log.info("%s", line)
             self._append(f"(XEN) {line}")
 
     def guest(self, domid: DomId, data: bytes) -> None:
@@ -64,7 +66,6 @@ class MessageBuffer:
         return MessageStatistics(len(self._lines), self._bytes, self._dropped)
 
     def _append(self, line: str) -> None:
-        _log.info("%s", line)
         self._lines.append(line)
         self._bytes += len(line) + 1
         while self._bytes > BUFFER_BYTES:

@@ -13,21 +13,20 @@ from __future__ import annotations
 import logging
 import time
 import uuid as uuidlib
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import attrs
-import cffi
 import trio
 
 from dom0.backend.console import Console, ConsoleLog, open_listener
-from dom0.builder.build import BuildError, Built, build, load_kernel, load_ramdisk
+from dom0.builder.errors import BuildError
 from dom0.host.spawn import Spawner, SpawnError
 from dom0.host.switchboard import Switchboard
 from dom0.host.vm import Vm, VmStuck
-from dom0.toolstack import hostinfo, storetree
+from dom0.toolstack import building, domain0, hostinfo, storetree
+from dom0.toolstack.building import Progress
 from dom0.toolstack.config import ConfigError, DomainConfig, ShutdownAction, check_name
 from dom0.toolstack.dmesg import MessageBuffer
 from dom0.toolstack.domain import GuestDomain, ToolstackError
@@ -47,8 +46,6 @@ ACKNOWLEDGE_SECONDS = 60
 """How long a guest has to take notice of control/shutdown."""
 QUICK_DEATH_SECONDS = 1
 """A domain that lived no longer is restarted with a pause, lest it turns the machine into a heater."""
-
-Progress = Callable[[str, int, int], None]
 
 _log = logging.getLogger("xen-py.toolstack")
 _ACTIONS = {
@@ -174,8 +171,7 @@ class Toolstack:
         store_port = broker.alloc_unbound(DomId(0), domid, DomId(0))
         console_port = broker.alloc_unbound(DomId(0), domid, DomId(0))
         memory = guest.memory = GuestMemory.create(MemoryGeometry.for_domain(config.maxmem_kb // 4), guest.name)
-        built = await trio.to_thread.run_sync(_build, config, memory, store_port, console_port, _reporter(progress))
-        give_back_free_memory()
+        built = await building.build_domain(config, memory, store_port, console_port, progress)
         guest.build_log = built.log
         spec = DomainSpec(
             domid,
@@ -451,85 +447,15 @@ class Toolstack:
         todo = list(operations)
         self._client.run_transaction(lambda transaction: storetree.apply(transaction, todo))
 
+    def rows(self) -> list[dict[str, Any]]:
+        """`domain.list`, Domain-0 first."""
+        return [domain0.row(self._dom0_memory_kb()), *(self.domains[domid].row() for domid in sorted(self.domains))]
+
+    def vcpus(self, domid: int) -> list[dict[str, Any]]:
+        """`domain.vcpus`."""
+        return domain0.vcpus() if domid == 0 else self.find(domid).vcpus()
+
     def _dom0_memory_kb(self) -> int:
         """Domain-0 has what guests have not and cannot have: everything else that runs on this machine."""
         guests = sum(guest.pages_kb() for guest in self.domains.values())
         return hostinfo.memory().total_kb - self.free_kb() - guests
-
-    def rows(self) -> list[dict[str, Any]]:
-        """`domain.list`, Domain-0 first."""
-        return [self._dom0_row(), *(self.domains[domid].row() for domid in sorted(self.domains))]
-
-    def _dom0_row(self) -> dict[str, Any]:
-        cpus = hostinfo.processors().count
-        memory_kb = self._dom0_memory_kb()
-        return {
-            "domid": 0,
-            "name": "Domain-0",
-            "uuid": str(uuidlib.UUID(int=0)),
-            "mem_kb": memory_kb,
-            "max_kb": memory_kb,
-            "vcpus_online": cpus,
-            "vcpus_max": cpus,
-            "running": True,
-            "blocked": False,
-            "paused": False,
-            "shutdown": False,
-            "dying": False,
-            "shutdown_reason": None,
-            "reason_text": None,
-            "cpu_time_ns": time.process_time_ns(),
-            "start_time": _STARTED,
-        }
-
-    def vcpus(self, domid: int) -> list[dict[str, Any]]:
-        """`domain.vcpus`."""
-        if domid != 0:
-            return self.find(domid).vcpus()
-        cpus = hostinfo.processors().count
-        share = time.process_time_ns() // cpus
-        return [
-            {"vcpu": n, "cpu": n, "online": True, "running": True, "blocked": False, "cpu_time_ns": share}
-            for n in range(cpus)
-        ]
-
-
-_STARTED = time.time()
-_ffi = cffi.FFI()
-_ffi.cdef("int malloc_trim(size_t pad);")
-_libc: Any = _ffi.dlopen(None)
-
-
-def _build(
-    config: DomainConfig, memory: GuestMemory, store_port: Port, console_port: Port, progress: Progress | None
-) -> Built:
-    """The part that blocks: read files, unpack, fill memory. In a worker thread."""
-    return build(
-        load_kernel(config.kernel, progress),
-        None if config.ramdisk is None else load_ramdisk(config.ramdisk),
-        config.cmdline or "",
-        memory,
-        config.memory_kb // 4,
-        store_port=store_port,
-        console_port=console_port,
-        vcpus=config.maxvcpus,
-        progress=progress,
-    )
-
-
-def give_back_free_memory() -> None:
-    """Unpacking leaves tens of megabytes of free memory with the C library; the machine can use them."""
-    with suppress(AttributeError):  # not every C library has it
-        _libc.malloc_trim(0)
-
-
-def _reporter(progress: Progress | None) -> Progress | None:
-    """`progress`, callable from the worker thread."""
-    if progress is None:
-        return None
-    token = trio.lowlevel.current_trio_token()
-
-    def report(stage: str, done: int, total: int) -> None:
-        token.run_sync_soon(progress, stage, done, total)
-
-    return report

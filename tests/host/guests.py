@@ -11,7 +11,8 @@ from typing import Any
 
 import trio
 
-from dom0.host.machine import Machine, open_machine
+from dom0 import open_machine
+from dom0.host.machine import Machine
 from dom0.toolstack.config import DomainConfig
 from xen_py.clock import Clock
 from xen_py.io.console import ConsoleRing

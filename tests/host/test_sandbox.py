@@ -2,6 +2,7 @@
 """What a confined process can still do, tried in children of the test."""
 
 import errno
+import faulthandler
 import mmap
 import os
 import re
@@ -25,6 +26,7 @@ def in_child(body: Callable[[], object], confined: bool = True) -> int:
     if pid == 0:
         status = 99
         try:
+            faulthandler.disable()
             if confined:
                 sandbox.confine()
             body()
