@@ -24,7 +24,7 @@ class RawClient:
         while self.connection.out:
             for message in self._parser.feed(self.connection.take()):
                 if message.type == MsgType.WATCH_EVENT:
-                    path, token = message.payload[:-1].decode().split("\0")
+                    path, token = message.payload[:-1].decode("utf-8", "backslashreplace").split("\0")
                     self._events.append((path, token))
                 else:
                     self._replies.append(message)

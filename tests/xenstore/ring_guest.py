@@ -48,7 +48,7 @@ class RingGuest:
             self.words[2] = prod
             for message in self.parser.feed(data):
                 if message.type == MsgType.WATCH_EVENT:
-                    path, token = message.payload[:-1].decode().split("\0")
+                    path, token = message.payload[:-1].decode("utf-8", "backslashreplace").split("\0")
                     self.events.append((path, token))
                 else:
                     self.replies.append(message)
