@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from struct import Struct
 
+from hypercalls import vcpu_context
 from xen_py.abi.xen import HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START, VCPU_INFO_SIZE
 from xen_py.domain import Domain
 from xen_py.frames import FrameType
@@ -74,8 +75,12 @@ def vcpu_op(d: Domain, v: Vcpu, command: int, vcpuid: int, arg: int, *_: int) ->
     elif command == _REGISTER_TIME:
         target.time_area = _area(d, arg)
         d.update_time(target)
-    elif command in (_INITIALISE, _UP, _DOWN):
-        return _life(d, command, target)
+    elif command == _INITIALISE:
+        return vcpu_context.initialise(d, target, arg)
+    elif command == _UP:
+        return vcpu_context.up(d, target)
+    elif command == _DOWN:
+        return vcpu_context.down(d, target)
     elif command == _SEND_NMI:
         raise XenError(Errno.ENOSYS, "vcpu_op send_nmi")
     elif command == _GET_PHYSID:
@@ -128,14 +133,6 @@ def _register_info(d: Domain, target: Vcpu, mfn: int, offset: int) -> None:
     target.info_registered = True
     d.events.everything_pending(target.id)
     d.update_time(target)
-
-
-def _life(d: Domain, command: int, target: Vcpu) -> int:
-    if command == _DOWN:
-        raise XenError(Errno.ENOSYS, "vcpu_op down")
-    if target.initialised:
-        raise XenError(Errno.EEXIST, f"vCPU {target.id} is initialised")
-    raise XenError(Errno.ENOSYS, "vcpu_op initialise and up: domains run one vCPU")
 
 
 def set_timer_op(d: Domain, v: Vcpu, timeout: int, *_: int) -> int:

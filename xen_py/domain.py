@@ -38,6 +38,7 @@ from xen_py.link import HostLink
 from xen_py.memory import GuestMemory
 from xen_py.mmu import PRESENT, RW, PageTables
 from xen_py.runstate import RunstateClock
+from xen_py.scheduler import VcpuScheduler
 from xen_py.spec import Blocked, DomainInfo, DomainSpec, Kicked, Shutdown, Step, VcpuInfo
 from xen_py.types import Errno, GuestCrash, Mfn, Port, VcpuId, XenError, is_canonical
 from xen_py.vcpu import Runstate, Vcpu
@@ -79,6 +80,8 @@ class Domain:
         self.writable_pagetables = False
         self.shutdown: Shutdown | None = None
         self._yielded = False
+        self._give_way = False
+        self._several = spec.vcpus > 1
         self._continuation: tuple[int, ...] | None = None
         self.grant_frames = 1
         self.access = GuestAccess(memory)
@@ -110,6 +113,7 @@ class Domain:
         self._start()
         engine.accelerate(memory.bytes, self.frames, self.space.m2p_entry)
         engine.set_vcpu(self.current.words)
+        self.scheduler = VcpuScheduler(self)
 
     # ---- birth ----
 
@@ -372,7 +376,9 @@ class Domain:
     def arm_timer(self) -> None:
         """Let the engine come back when the next timer is due."""
         if not self.clock.virtual:
-            self.engine.set_deadline(self.next_deadline())
+            deadline = self.next_deadline()
+            turn = self.scheduler.slice_end if self._several else 0
+            self.engine.set_deadline(min(deadline, turn) if deadline and turn else deadline or turn)
 
     def run_timers(self) -> None:
         """Raise the timer events that are due."""
@@ -406,6 +412,7 @@ class Domain:
         vcpu = self.events.raise_port(port)
         if vcpu is not None:
             self._end_poll(self.vcpus[vcpu])
+            self.scheduler.woken(self.vcpus[vcpu])
         for v in self.vcpus:
             if v.polling and port in v.polling:
                 self._end_poll(v)
@@ -434,13 +441,16 @@ class Domain:
     def _loop(self) -> Step:
         engine, regs, handlers = self.engine, self.engine.regs, self._handlers
         memory, access, base = self.memory.bytes, self.access, self.frames.base
+        scheduler, give_way = self.scheduler, self._give_way
+        self._give_way = False
         while True:
             v = self.current
-            if v.blocked:
-                switched = self._next_runnable(v)
-                if switched is None:
+            if v.blocked or (self._several and (give_way or not v.online or scheduler.wants_turn())):
+                picked = scheduler.pick(give_way)
+                if picked is None:
                     return self._sleep()
-                v = switched
+                v = picked
+            give_way = False
             if v.runstate != Runstate.RUNNING:
                 self.runstates.change(v, Runstate.RUNNING)
                 self.run_timers()
@@ -456,21 +466,15 @@ class Domain:
                     self.runstates.change(v, Runstate.RUNNABLE)
                 return result
 
-    def _next_runnable(self, v: Vcpu) -> Vcpu | None:
-        """The vCPU to run when `v` sleeps: itself if an event has come, else another that can run."""
-        if not v.polling and self.upcall_due(v):
-            v.blocked = False
-        return None if v.blocked else v
-
     def _sleep(self) -> Step:
         v = self.current
         if v.runstate == Runstate.RUNNING:
-            self.runstates.change(v, Runstate.BLOCKED)
+            self.runstates.change(v, Runstate.BLOCKED if v.online else Runstate.OFFLINE)
         deadline = self.next_deadline()
         now = self.clock.now()
         if deadline and deadline <= now:
             self.run_timers()
-            if not v.blocked or self.upcall_due(v):
+            if any(each.online and (not each.blocked or self.upcall_due(each)) for each in self.vcpus):
                 return Kicked()
             deadline = self.next_deadline()
         self.engine.clear_kick()
@@ -514,6 +518,7 @@ class Domain:
             return self.shutdown
         if self._yielded:
             self._yielded = False
+            self._give_way = True
             return self.shutdown or Kicked()
         return self.shutdown
 
@@ -659,6 +664,7 @@ class Domain:
                 for n, count in calls.most_common()
             },
             "events": self.events.statistics(),
+            "scheduler": self.scheduler.statistics(),
             "frames": self.frames.statistics(),
         }
 

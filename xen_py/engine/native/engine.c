@@ -196,6 +196,14 @@ void xpy_drop_code(struct xpy_engine *e, uint64_t va, size_t n)
     e->uc_ctl(e->uc, UC_CTL_WRITE(UC_CTL_TB_REMOVE_CACHE, 2), va, va + n);
 }
 
+static void mark_mode(struct xpy_engine *e)
+{
+    if (e->mode)
+        e->cpu->hflags &= ~HF_KERNEL;
+    else
+        e->cpu->hflags |= HF_KERNEL;
+}
+
 /* From guest kernel to guest user mode or back: the other TLB, and other blocks. */
 void xpy_change_mode(struct xpy_engine *e)
 {
@@ -211,10 +219,7 @@ void xpy_change_mode(struct xpy_engine *e)
     if (dirty && dirty != both)
         t->dirty ^= both;
     e->mode ^= 1;
-    if (e->mode)
-        e->cpu->hflags &= ~HF_KERNEL;
-    else
-        e->cpu->hflags |= HF_KERNEL;
+    mark_mode(e);
 }
 
 /* Translate by that L4 table in the present mode. */
@@ -329,6 +334,7 @@ void xpy_fpu_restore(struct xpy_engine *e, const void *blob)
            e->context_size - e->context_header);
     e->uc_context_restore(e->uc, e->scratch);
     e->tlb_stale = true;
+    mark_mode(e);
     *e->old_exception = -1;
 }
 
