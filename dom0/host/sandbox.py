@@ -53,8 +53,11 @@ def confine() -> None:
 
 
 def set_title(title: str) -> None:
-    """Show as `title` in ps, as far as it fits into the memory the kernel keeps the command line in."""
-    _native.xenpy_set_name(title.encode()[:15])
+    """Show as `title` in ps, as far as it fits into the memory the kernel keeps the command line in.
+
+    The short name (top, /proc/PID/stat) is made without spaces: too many programs split that line at them.
+    """
+    _native.xenpy_set_name(title.replace(": ", ":").partition(" ")[0].encode()[:15])
     start, end = _command_line()
     if end > start:
         text = title.encode()[: end - start - 1]

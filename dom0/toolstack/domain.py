@@ -59,7 +59,8 @@ class GuestDomain:
     vm: Vm | None = None
     console: Console | None = None
     serving: trio.CancelScope | None = None
-    """The task that takes the console's clients."""
+    """The task that takes the console's clients; `served` says that it has ended."""
+    served: trio.Event = attrs.field(factory=trio.Event)
     store: RingConnection | None = None
     ports: list[Dom0Port] = attrs.field(factory=list)
     build_log: tuple[str, ...] = ()

@@ -220,13 +220,18 @@ class Toolstack:
         log = ConsoleLog(self._rundir / "log" / f"guest-{guest.name}.log", warn)
         console = guest.console = Console(ConsoleRing(memory.frame(mfn)), log, bound.notify, warn)
         listener = open_listener(self.console_path(guest.domid))
-        guest.serving = trio.CancelScope()
-        self._nursery.start_soon(self._serve_console, console, listener, guest.serving)
+        guest.serving, guest.served = trio.CancelScope(), trio.Event()
+        self._nursery.start_soon(self._serve_console, console, listener, guest.serving, guest.served)
 
-    async def _serve_console(self, console: Console, listener: trio.SocketListener, scope: trio.CancelScope) -> None:
-        async with listener:
-            with scope:
-                await console.serve(listener, self._nursery)
+    async def _serve_console(
+        self, console: Console, listener: trio.SocketListener, scope: trio.CancelScope, served: trio.Event
+    ) -> None:
+        try:
+            async with listener:
+                with scope:
+                    await console.serve(listener, self._nursery)
+        finally:
+            served.set()
 
     async def _start_vm(self, guest: GuestDomain, spec: DomainSpec, memory: GuestMemory) -> None:
         def console_write(data: bytes) -> None:
@@ -413,6 +418,7 @@ class Toolstack:
             guest.console.close()
         if guest.serving is not None:
             guest.serving.cancel()
+            await guest.served.wait()
             self.console_path(guest.domid).unlink(missing_ok=True)
         self._messages.guest_gone(guest.domid)
         self._write(storetree.devices_gone(guest.domid))

@@ -45,7 +45,7 @@ async def test_life_of_a_guest_in_a_process_of_its_own() -> None:
         pid = vm_pid(guest)
         assert pid != os.getpid()
         assert command(pid) == "xen-py: hello [1]"
-        assert status(pid, "Name") == "xen-py:"
+        assert status(pid, "Name") == "xen-py:hello"
         assert status(pid, "NoNewPrivs") == "1"
         assert status(pid, "Seccomp") == "2"
         assert os.getsid(pid) == pid
