@@ -126,6 +126,7 @@ class Vm:
                     how = await self._end_of(loop)
         finally:
             self._socket.close()
+            self.info()  # the last figures, for who asks later
             self._doorbell.close()
             self._loop = None
             for waiting in self._orders.values():

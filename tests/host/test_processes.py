@@ -85,6 +85,7 @@ async def test_killed_process_is_a_crashed_domain_and_harms_no_other() -> None:
         row = machine.toolstack.rows()[1]
         assert (row["name"], row["shutdown"], row["shutdown_reason"]) == ("victim", True, 3)
         assert row["reason_text"] == f"VM process {pid} was killed by SIGKILL"
+        assert row["cpu_time_ns"] > 0
         assert row["reason_text"] in machine.messages.text()
         await other.console.send("still there?\n")
         await other.console.expect("you said: still there?")
