@@ -19,8 +19,10 @@ def physdev_op(d: Domain, v: Vcpu, command: int, arg: int, *_: int) -> int:
         v.iopl = iopl << 12
         return 0
     if command == _SET_IOBITMAP:
-        # No port is ever there, so the bitmap makes no difference.
-        if int.from_bytes(d.access.read(arg, 12)[8:], "little") > 65536:
-            raise XenError(Errno.EINVAL, "more I/O ports than there are")
+        raw = d.access.read(arg, 12)
+        ports = int.from_bytes(raw[8:], "little")
+        if ports > 65536:
+            raise XenError(Errno.EINVAL, f"{ports} I/O ports are more than there are")
+        v.io_bitmap, v.io_bitmap_ports = int.from_bytes(raw[:8], "little"), ports
         return 0
     raise XenError(Errno.ENOSYS, f"physdev_op {command}")

@@ -362,6 +362,15 @@ class Domain:
         finally:
             access.root_index = root
 
+    def read_kernel(self, v: Vcpu, va: int, size: int) -> bytes:
+        """Read guest memory through the kernel's page tables in either mode; EFAULT when it cannot be."""
+        access = self.access
+        root, access.root_index = access.root_index, v.root - self.frames.base
+        try:
+            return access.read(va, size)
+        finally:
+            access.root_index = root
+
     def next_deadline(self) -> int:
         """The earliest timer of any vCPU in system time, 0 for none. The periodic one ticks for a vCPU that runs."""
         best = 0

@@ -68,16 +68,17 @@ def emulate(d: Domain, v: Vcpu) -> bool:
             code += _next_page(d, rip, 15 - len(code))
     except XenError:
         return False
-    at, wide, rex = 0, False, 0
+    at, wide, repeat, rex = 0, False, False, 0
     while at < len(code) and code[at] in b"\x66\xf2\xf3\x2e\x36\x3e\x26\x64\x65":
         wide |= code[at] == 0x66
+        repeat |= code[at] in b"\xf2\xf3"
         at += 1
     if at < len(code) and code[at] & 0xF0 == 0x40:
         rex = code[at]
         at += 1
     body = code[at:].ljust(4, b"\0")
     try:
-        length = _two_byte(d, v, body, rex) if body[0] == 0x0F else _one_byte(d, v, body, wide)
+        length = _two_byte(d, v, body, rex) if body[0] == 0x0F else _one_byte(d, v, body, wide, repeat)
     except _Fault:
         return False
     if length:
@@ -97,22 +98,61 @@ def _iopl_allows(d: Domain, v: Vcpu) -> bool:
     return v.iopl >> 12 >= level
 
 
-def _one_byte(d: Domain, v: Vcpu, body: bytes, wide: bool) -> int:
+def _io_allowed(d: Domain, v: Vcpu, port: int, size: int) -> bool:
+    """guest_io_okay: by the guest's I/O privilege level, or by its permission bitmap."""
+    if _iopl_allows(d, v):
+        return True
+    if port + size > v.io_bitmap_ports:
+        return False
+    try:
+        bits = int.from_bytes(d.read_kernel(v, v.io_bitmap + (port >> 3), 2), "little")
+    except XenError:
+        return False
+    return not bits >> (port & 7) & ((1 << size) - 1)
+
+
+def _one_byte(d: Domain, v: Vcpu, body: bytes, wide: bool, repeat: bool) -> int:
     op = body[0]
     r = d.engine.regs
     if op in (0xFA, 0xFB):  # cli, sti
         if not _iopl_allows(d, v):
             raise _Fault
         return 1
+    size = 1 if not op & 1 else 2 if wide else 4
     if op in (0xE4, 0xE5, 0xEC, 0xED, 0xE6, 0xE7, 0xEE, 0xEF):  # in, out
-        if not _iopl_allows(d, v):
+        if not _io_allowed(d, v, body[1] if op < 0xEC else r[R.RDX] & 0xFFFF, size):
             raise _Fault
         if not op & 2:
-            size = 1 if not op & 1 else 2 if wide else 4
             ones = (1 << 8 * size) - 1
             r[R.RAX] = ones if size == 4 else r[R.RAX] & ~ones | ones
         return 2 if op < 0xEC else 1
+    if op in (0x6C, 0x6D, 0x6E, 0x6F):  # ins, outs
+        if not _io_allowed(d, v, r[R.RDX] & 0xFFFF, size):
+            raise _Fault
+        return _string_io(d, v, size, repeat, write=op < 0x6E)
     raise _Fault
+
+
+def _string_io(d: Domain, v: Vcpu, size: int, repeat: bool, write: bool) -> int:
+    """As many elements as lie in this page; the instruction is met again for the rest."""
+    r = d.engine.regs
+    index = R.RDI if write else R.RSI
+    step = -size if r[R.RFLAGS] & 0x400 else size
+    count = min(r[R.RCX], 4096 // size) if repeat else 1
+    for _ in range(count):
+        address = r[index]
+        try:
+            if write:
+                d.access.write(address, b"\xff" * size)
+            else:
+                d.access.read(address, size)
+        except XenError:
+            traps.inject_exception(d, v, traps.PF, 2 if write else 0, address)
+            return 0
+        r[index] = address + step & _M64
+        if repeat:
+            r[R.RCX] -= 1
+    return 0 if repeat and r[R.RCX] else 1
 
 
 def _two_byte(d: Domain, v: Vcpu, body: bytes, rex: int) -> int:

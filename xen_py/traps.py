@@ -134,7 +134,7 @@ def deliver_events(d: Domain, v: Vcpu) -> bool:
 
 
 def guest_syscall(d: Domain, v: Vcpu) -> None:
-    """`syscall` in guest user mode, RIP already behind it."""
+    """`syscall` in guest user mode. RIP is behind it; RCX and R11 hold what the instruction put there."""
     r = d.engine.regs
     if r[R.COMPAT]:
         target, masks = v.syscall32_callback, v.syscall32_masks_events
@@ -144,9 +144,6 @@ def guest_syscall(d: Domain, v: Vcpu) -> None:
         r[R.RIP] = r[R.RIP] - 2 & 0xFFFFFFFFFFFFFFFF
         inject_exception(d, v, UD)
         return
-    flags = r[R.RFLAGS]
-    r[R.RCX] = r[R.RIP]
-    r[R.R11] = flags
     if r[R.COMPAT]:
         r[R.CS], r[R.SS] = 0xE023, 0xE02B
     else:

@@ -92,6 +92,9 @@ class Vcpu:
     cr0_ts: bool = False
     cr4: int = 0
     spec_ctrl: int = 0
+    io_bitmap: int = 0
+    """Guest address of the I/O permission bitmap, of `io_bitmap_ports` bits; a set bit forbids."""
+    io_bitmap_ports: int = 0
     gdt_frames: list[Mfn] = field(default_factory=list)
     gdt_entries: int = 0
     ldt_base: int = 0

@@ -41,10 +41,39 @@ static void on_syscall(uc_engine *uc, void *user)
 {
     struct xpy_engine *e = user;
 
+    /* what the instruction itself does */
+    e->cpu->regs[1] = e->cpu->eip + 2;
+    e->uc_reg_read(uc, UC_X86_REG_RFLAGS, &e->cpu->regs[11]);
     if (e->fast.vcpu && xpy_fast_syscall(e))
         return;
     e->r.kind = XPY_SYSCALL;
     e->uc_emu_stop(uc);
+}
+
+/*
+ * Port I/O: the translator carries it out whatever the privilege. To the hypervisor it is a #GP at the instruction.
+ * rip is exact here; the way out is straight to the main loop, before the instruction has had any effect.
+ */
+static void port_io(struct xpy_engine *e)
+{
+    e->r.kind = XPY_EXCEPTION;
+    e->r.vector = 13;
+    *e->error_code = 0;
+    e->uc_emu_stop(e->uc);
+    e->leave(e->uc, 0);
+}
+
+static uint32_t on_in(uc_engine *uc, uint32_t port, int size, void *user)
+{
+    (void)uc, (void)port, (void)size;
+    port_io(user);
+    return 0;
+}
+
+static void on_out(uc_engine *uc, uint32_t port, int size, uint32_t value, void *user)
+{
+    (void)uc, (void)port, (void)size, (void)value;
+    port_io(user);
 }
 
 static int on_cpuid(uc_engine *uc, void *user)
@@ -95,7 +124,9 @@ struct xpy_engine *xpy_open(const char *libunicorn, uint32_t translation_buffer,
     xpy_flat_segments(e);
     if (e->uc_hook_add(e->uc, &hook, UC_HOOK_INTR, on_exception, e, 1, 0) ||
         e->uc_hook_add(e->uc, &hook, UC_HOOK_INSN, on_syscall, e, 1, 0, UC_X86_INS_SYSCALL) ||
-        e->uc_hook_add(e->uc, &hook, UC_HOOK_INSN, on_cpuid, e, 1, 0, UC_X86_INS_CPUID)) {
+        e->uc_hook_add(e->uc, &hook, UC_HOOK_INSN, on_cpuid, e, 1, 0, UC_X86_INS_CPUID) ||
+        e->uc_hook_add(e->uc, &hook, UC_HOOK_INSN, on_in, e, 1, 0, UC_X86_INS_IN) ||
+        e->uc_hook_add(e->uc, &hook, UC_HOOK_INSN, on_out, e, 1, 0, UC_X86_INS_OUT)) {
         snprintf(why, n, "hooks cannot be set");
         goto fail;
     }

@@ -17,7 +17,7 @@
 /* Why xpy_run came back. */
 enum {
     XPY_KICKED = 0,    /* another thread, the timer, or the block budget asked for the thread */
-    XPY_SYSCALL = 1,   /* a `syscall` instruction; rip already behind it */
+    XPY_SYSCALL = 1,   /* a `syscall` instruction; rip is behind it and in rcx, rflags in r11 */
     XPY_EXCEPTION = 2, /* vector and error are set; faults leave rip on the instruction, traps behind it */
     XPY_EVENT = 5,     /* an event waits for Python to deliver it */
     XPY_SOFTINT = 4,   /* `int n` or `int3`: vector is set, rip behind it */

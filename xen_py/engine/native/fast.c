@@ -203,17 +203,16 @@ static bool guest_syscall(struct xpy_engine *e)
 {
     struct xpy_vcpu *v = e->fast.vcpu;
     struct cpu_state *cpu = e->cpu;
-    uint64_t flags = read_flags(e), rip = cpu->eip + 2, rcx = cpu->regs[1], r11 = cpu->regs[11];
+    uint64_t flags = cpu->regs[11], rip = cpu->regs[1]; /* where the instruction has put them */
+    uint32_t cs = cpu->segs[XPY_CS].selector, ss = cpu->segs[XPY_SS].selector;
 
     if (!(cpu->hflags & HF_CS64) || !v->syscall_callback || (flags & F_TF))
         return false;
-    cpu->regs[1] = rip;
-    cpu->regs[11] = flags;
     cpu->segs[XPY_CS].selector = 0xe033;
     cpu->segs[XPY_SS].selector = 0xe02b;
     if (!bounce(e, rip, flags, v->syscall_callback, v->syscall_masks_events, -1)) {
-        cpu->regs[1] = rcx;
-        cpu->regs[11] = r11;
+        cpu->segs[XPY_CS].selector = cs;
+        cpu->segs[XPY_SS].selector = ss;
         return false;
     }
     cpu->df = 1;

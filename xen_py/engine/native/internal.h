@@ -22,7 +22,7 @@ typedef struct uc_struct uc_engine;
 typedef size_t uc_hook;
 enum { UC_ARCH_X86 = 4, UC_MODE_64 = 1 << 3, UC_PROT_ALL = 7 };
 enum { UC_HOOK_INTR = 1, UC_HOOK_INSN = 2, UC_HOOK_BLOCK = 8 };
-enum { UC_X86_INS_CPUID = 113, UC_X86_INS_SYSCALL = 699 };
+enum { UC_X86_INS_CPUID = 113, UC_X86_INS_IN = 218, UC_X86_INS_OUT = 500, UC_X86_INS_SYSCALL = 699 };
 enum { UC_X86_REG_CR0 = 50, UC_X86_REG_CR3 = 53, UC_X86_REG_CR4 = 54, UC_X86_REG_RAX = 35, UC_X86_REG_RIP = 41,
        UC_X86_REG_R8 = 106, UC_X86_REG_GDTR = 243, UC_X86_REG_MSR = 248, UC_X86_REG_FS_BASE = 250,
        UC_X86_REG_CS = 11, UC_X86_REG_RFLAGS = 253 };
