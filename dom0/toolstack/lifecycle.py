@@ -5,7 +5,7 @@ A domain is listed from the moment it has an id, so its name is taken at once; a
 takes apart what there is. Ids count up and are not used twice before the numbers run out, so that nobody who remembers
 one hits another domain.
 
-Owner: the trio thread. Store operations are in `storetree`; the machine's parts come from `dom0.host.machine`.
+Owner: the trio thread. How a domain is put together and taken apart is in `assembler`; here is when and why.
 """
 
 from __future__ import annotations
@@ -13,28 +13,24 @@ from __future__ import annotations
 import logging
 import time
 import uuid as uuidlib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import attrs
 import trio
 
-from dom0.backend.console import Console, ConsoleLog, open_listener
 from dom0.builder.errors import BuildError
 from dom0.host.spawn import Spawner, SpawnError
 from dom0.host.switchboard import Switchboard
 from dom0.host.vm import Vm, VmStuck
-from dom0.toolstack import building, domain0, hostinfo, storetree
+from dom0.toolstack import domain0, hostinfo, storetree
+from dom0.toolstack.assembler import Assembler
 from dom0.toolstack.building import Progress
 from dom0.toolstack.config import ConfigError, DomainConfig, ShutdownAction, check_name
 from dom0.toolstack.dmesg import MessageBuffer
 from dom0.toolstack.domain import GuestDomain, ToolstackError
 from xen_py.abi.xen import ShutdownReason
-from xen_py.io.console import ConsoleRing
-from xen_py.memory import GuestMemory, MemoryGeometry
-from xen_py.spec import DomainSpec
-from xen_py.types import DomId, Mfn, Port
+from xen_py.types import DomId
 from xenstore.daemon import Daemon
 from xenstore.errors import NotFound, XenstoreError
 
@@ -72,15 +68,13 @@ class Toolstack:
     ) -> None:
         self.domains: dict[DomId, GuestDomain] = {}
         self._nursery = nursery
-        self._spawner = spawner
-        self._switchboard = switchboard
         self._daemon = store
         self._client = store.client()
         self._messages = messages
-        self._rundir = rundir
+        self._assembler = Assembler(nursery, spawner, switchboard, store, self._client, messages, rundir)
         self._last_domid = 0
         self._created = 0
-        self._write(storetree.dom0_nodes(self._dom0_memory_kb()))
+        self._assembler.write(storetree.dom0_nodes(self._dom0_memory_kb()))
 
     # looking
 
@@ -114,7 +108,7 @@ class Toolstack:
         finished = False
         try:
             with guest.building:
-                await self._make(guest, progress)
+                await self._assembler.make(guest, progress, self._on_over, self._on_death)
                 finished = True
             guest.building = None
             if not finished:
@@ -125,8 +119,8 @@ class Toolstack:
         except BaseException as error:
             guest.building = None
             with trio.CancelScope(shield=True):
-                await self._dismantle(guest)
-            if isinstance(error, (BuildError, SpawnError, VmStuck, OSError, XenstoreError)):
+                await self._take_apart(guest)
+            if isinstance(error, (BuildError, SpawnError, VmStuck, OSError, ValueError, XenstoreError)):
                 text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
                 lines = list(guest.build_log)
                 raise ToolstackError(f"Domain {domid}:{text}", code=EXIT_FAILED, lines=lines) from error
@@ -161,107 +155,6 @@ class Toolstack:
                 code=EXIT_FAILED,
             )
 
-    async def _make(self, guest: GuestDomain, progress: Progress | None) -> None:
-        config, domid = guest.config, guest.domid
-        self._write(storetree.made(domid, guest.name, guest.uuid))
-        self._write(storetree.device_model(domid))
-        ports = config.max_event_channels
-        self._switchboard.add_domain(domid, config.maxvcpus, 1023 if ports is None else ports)
-        broker = self._switchboard.broker
-        store_port = broker.alloc_unbound(DomId(0), domid, DomId(0))
-        console_port = broker.alloc_unbound(DomId(0), domid, DomId(0))
-        memory = guest.memory = GuestMemory.create(MemoryGeometry.for_domain(config.maxmem_kb // 4), guest.name)
-        built = await building.build_domain(config, memory, store_port, console_port, progress)
-        guest.build_log = built.log
-        spec = DomainSpec(
-            domid,
-            guest.name,
-            uuidlib.UUID(guest.uuid).bytes,
-            config.maxvcpus,
-            config.memory_kb // 4,
-            memory.geometry,
-            built.start,
-            store_port,
-            console_port,
-            built.store_mfn,
-            built.console_mfn,
-        )
-        self._open_console(guest, memory, console_port, built.console_mfn)
-        await self._start_vm(guest, spec, memory)
-        stored = storetree.StoredDomain(
-            domid=domid,
-            name=guest.name,
-            uuid=guest.uuid,
-            memory_kb=config.memory_kb,
-            maxmem_kb=config.maxmem_kb,
-            vcpus=config.vcpus,
-            maxvcpus=config.maxvcpus,
-            guest_os=built.guest_os,
-            kernel=config.kernel,
-            ramdisk=config.ramdisk,
-            cmdline=config.cmdline,
-            start_time=guest.start_time,
-            store_port=store_port,
-            store_mfn=built.store_mfn,
-            console_port=console_port,
-            console_mfn=built.console_mfn,
-        )
-        self._write(storetree.built(stored))
-        self._introduce(guest, memory, store_port, built.store_mfn)
-        self._write(storetree.console(stored))
-        self._write(storetree.console_served(domid, str(self.console_path(domid))))
-
-    def _open_console(self, guest: GuestDomain, memory: GuestMemory, port: Port, mfn: Mfn) -> None:
-        def warn(text: str) -> None:
-            self._messages.hypervisor(f"d{guest.domid}: {text}")
-
-        bound = self._switchboard.bind(guest.domid, port, lambda: console.on_event())
-        guest.ports.append(bound)
-        log = ConsoleLog(self._rundir / "log" / f"guest-{guest.name}.log", warn)
-        console = guest.console = Console(ConsoleRing(memory.frame(mfn)), log, bound.notify, warn)
-        listener = open_listener(self.console_path(guest.domid))
-        guest.serving, guest.served = trio.CancelScope(), trio.Event()
-        self._nursery.start_soon(self._serve_console, console, listener, guest.serving, guest.served)
-
-    async def _serve_console(
-        self, console: Console, listener: trio.SocketListener, scope: trio.CancelScope, served: trio.Event
-    ) -> None:
-        try:
-            async with listener:
-                with scope:
-                    await console.serve(listener, self._nursery)
-        finally:
-            served.set()
-
-    async def _start_vm(self, guest: GuestDomain, spec: DomainSpec, memory: GuestMemory) -> None:
-        def console_write(data: bytes) -> None:
-            self._messages.guest(guest.domid, data)
-            if guest.console is not None:
-                guest.console.write(data)
-
-        services = self._switchboard.link_for(guest.domid, console_write, self._messages.hypervisor)
-        vm = guest.vm = Vm(
-            spec,
-            memory,
-            services,
-            lambda reason, why: self._on_over(guest, reason, why),
-            lambda why: self._on_death(guest, why),
-        )
-        self._switchboard.connect(guest.domid, vm.deliver)
-        await self._nursery.start(vm.run, self._spawner)
-
-    def _introduce(self, guest: GuestDomain, memory: GuestMemory, port: Port, mfn: Mfn) -> None:
-        def serve() -> None:
-            if guest.store is not None:
-                guest.store.on_event()
-
-        bound = self._switchboard.bind(guest.domid, port, serve)
-        guest.ports.append(bound)
-        guest.store = self._daemon.introduce(guest.domid, memory.frame(mfn), bound.notify)
-
-    def console_path(self, domid: DomId) -> Path:
-        return self._rundir / "console" / f"{domid}.sock"
-
     # ends
 
     def _on_over(self, guest: GuestDomain, reason: int, why: str) -> None:
@@ -283,7 +176,7 @@ class Toolstack:
         if guest.config.on_crash in _RESTARTS:
             self._nursery.start_soon(self._act, guest, guest.config.on_crash)
         elif not guest.dying:
-            self._release_memory(guest)
+            self._assembler.release_memory(guest)
 
     def _ended(self, guest: GuestDomain, reason: ShutdownReason, why: str) -> None:
         guest.shutdown_reason = reason
@@ -314,6 +207,8 @@ class Toolstack:
             await self.create(guest.config)
         except ToolstackError as error:
             self._messages.hypervisor(f"Domain {guest.domid} ({guest.config.name}) cannot be restarted: {error}")
+        except Exception:
+            _log.exception("domain %d (%s) could not be restarted", guest.domid, guest.config.name)
 
     def _set_aside(self, guest: GuestDomain) -> None:
         """rename-restart: the old domain stays under another name and uuid, for whoever wants to look at it."""
@@ -324,7 +219,7 @@ class Toolstack:
             new_name = f"{new_name.partition('Z')[0]}Z-{number}"
         old_uuid, guest.uuid = guest.uuid, str(uuidlib.uuid4())
         guest.name = new_name
-        self._write(
+        self._assembler.write(
             [
                 storetree.Remove(f"/vm/{old_uuid}"),
                 storetree.Write(f"/vm/{guest.uuid}", "", ("n0", f"r{guest.domid}")),
@@ -343,7 +238,7 @@ class Toolstack:
             guest.building.cancel()
         elif not guest.dying:
             with trio.CancelScope(shield=True):
-                await self._dismantle(guest)
+                await self._take_apart(guest)
         await guest.gone.wait()
 
     async def pause(self, domid: int) -> None:
@@ -385,7 +280,7 @@ class Toolstack:
         self._refuse_taken(name, guest.domid)
         guest.name = name
         guest.config = attrs.evolve(guest.config, name=name)
-        self._write(storetree.renamed(guest.domid, name, guest.uuid))
+        self._assembler.write(storetree.renamed(guest.domid, name, guest.uuid))
 
     async def wait(self, domid: int, event: str) -> int | None:
         """Until the domain has shut down, or is gone; its reason, None if it was destroyed."""
@@ -401,57 +296,24 @@ class Toolstack:
             for guest in list(self.domains.values()):
                 nursery.start_soon(self.destroy, guest.domid)
 
+    def console_path(self, domid: DomId) -> Path:
+        return self._assembler.console_path(domid)
+
+    async def _take_apart(self, guest: GuestDomain) -> None:
+        guest.dying = True
+        await self._assembler.dismantle(guest)
+        del self.domains[guest.domid]
+        _log.info("domain %d (%s) is gone", guest.domid, guest.name)
+        guest.shut_down.set()
+        guest.gone.set()
+
     def _running(self, domid: int) -> Vm:
         guest = self.find(domid)
         if guest.vm is None or guest.building is not None:
             raise ToolstackError(f"domain {domid} is still being created")
         return guest.vm
 
-    # taking apart
-
-    async def _dismantle(self, guest: GuestDomain) -> None:
-        """Whatever there is of the domain, from the loop that runs it to its last node. Never fails half-way."""
-        guest.dying = True
-        if guest.vm is not None:
-            await guest.vm.destroy()
-        if guest.console is not None:
-            guest.console.close()
-        if guest.serving is not None:
-            guest.serving.cancel()
-            await guest.served.wait()
-            self.console_path(guest.domid).unlink(missing_ok=True)
-        self._messages.guest_gone(guest.domid)
-        self._write(storetree.devices_gone(guest.domid))
-        for operation in storetree.gone(guest.domid, guest.uuid):
-            storetree.apply(self._client, [operation])
-        self._release_memory(guest)
-        self._daemon.release(guest.domid)
-        for port in guest.ports:
-            port.close()
-        self._switchboard.remove_domain(guest.domid)
-        del self.domains[guest.domid]
-        _log.info("domain %d (%s) is gone", guest.domid, guest.name)
-        guest.shut_down.set()
-        guest.gone.set()
-
-    def _release_memory(self, guest: GuestDomain) -> None:
-        """Give the guest's memory back. Its loop is gone; the host's own views of it go first."""
-        if guest.memory is None:
-            return
-        if guest.console is not None:
-            guest.console.close()
-        if guest.store is not None:
-            guest.store.close()
-            guest.store = None
-        guest.memory.close()
-        guest.memory = None
-
-    # helpers
-
-    def _write(self, operations: Iterable[storetree.Operation]) -> None:
-        """One transaction."""
-        todo = list(operations)
-        self._client.run_transaction(lambda transaction: storetree.apply(transaction, todo))
+    # lists
 
     def rows(self) -> list[dict[str, Any]]:
         """`domain.list`, Domain-0 first."""

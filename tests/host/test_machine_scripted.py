@@ -5,6 +5,7 @@ import errno
 import os
 import select
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import trio
@@ -12,7 +13,7 @@ import trio
 from dom0.host.machine import ConsoleClosed
 from dom0.toolstack.config import ShutdownAction
 from dom0.toolstack.domain import ToolstackError
-from tests.host.guests import ScriptedDomain, hello, scripted, watched_machine
+from tests.host.guests import HELLO, ScriptedDomain, hello, scripted, watched_machine
 from xen_py.abi.xen import ShutdownReason
 from xen_py.evtchn import ChannelState
 from xen_py.spec import Blocked, Kicked, Shutdown, Step
@@ -201,6 +202,22 @@ async def test_restart_gets_a_new_id_and_the_same_configuration() -> None:
     assert (lives, again.domid) == (2, 2)
 
 
+async def test_a_restart_that_fails_is_told(tmp_path: Path) -> None:
+    kernel = tmp_path / "kernel"
+    kernel.write_bytes(HELLO.read_bytes())
+
+    def reboot(_domain: ScriptedDomain) -> Iterator[Step]:
+        kernel.unlink()
+        yield Shutdown(ShutdownReason.REBOOT, "again")
+
+    async with watched_machine(make=scripted(reboot)) as machine:
+        guest = await machine.create(hello(kernel=str(kernel)))
+        await guest.wait_gone()
+        while "cannot be restarted" not in machine.messages.text():
+            await trio.sleep(0.01)
+        assert machine.toolstack.domains == {}
+
+
 async def test_rename_restart_sets_the_old_one_aside() -> None:
     first = True
 
@@ -312,10 +329,11 @@ async def test_too_much_memory_and_failed_builds_leave_nothing() -> None:
         descriptors = os.listdir("/proc/self/fd")
         for config, words in (
             (hello(memory_kb=1 << 29), "cannot have 524288 MB of memory: the host can give"),
+            (hello(maxmem_kb=1 << 40), "do not fit"),
             (hello(kernel="/nonexistent/kernel"), "kernel"),
             (hello(kernel="/etc/passwd"), "kernel"),
             (hello(ramdisk="/nonexistent/ramdisk"), "ramdisk"),
-            (hello(memory_kb=64), "Domain 5:"),
+            (hello(memory_kb=64), "Domain 6:"),
         ):
             with pytest.raises(ToolstackError, match=words) as error:
                 await machine.create(config)

@@ -117,7 +117,7 @@ async def test_stopped_process_does_not_stop_the_toolstack() -> None:
 async def test_template_killed_takes_its_children_and_is_replaced() -> None:
     async with watched_machine(processes=True) as machine:
         guest = await settled(machine)
-        spawner = machine.toolstack._spawner
+        spawner = machine.toolstack._assembler._spawner
         template = spawner.template_pid  # type: ignore[attr-defined]
         assert command(template) == "xen-py: template"
         os.kill(template, signal.SIGKILL)

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Putting a domain together, and taking apart whatever there is of it.
+
+The order is libxl's: what the store shows, and when, is interface (`storetree`). `make` may fail anywhere; `dismantle`
+copes with every stage, and with a domain whose process has died.
+
+Owner: the trio thread; `dom0.toolstack.lifecycle` decides when.
+"""
+
+from __future__ import annotations
+
+import uuid as uuidlib
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from dom0.backend.console import Console, ConsoleLog, open_listener
+from dom0.host.spawn import Spawner
+from dom0.host.switchboard import Switchboard
+from dom0.host.vm import Vm
+from dom0.toolstack import building, storetree
+from dom0.toolstack.building import Progress
+from dom0.toolstack.dmesg import MessageBuffer
+from dom0.toolstack.domain import GuestDomain
+from xen_py.io.console import ConsoleRing
+from xen_py.link import HostLink
+from xen_py.memory import GuestMemory, MemoryGeometry
+from xen_py.spec import DomainSpec
+from xen_py.types import DomId, Mfn, Port, XenError
+from xenstore.daemon import Daemon
+from xenstore.local import LocalClient
+
+DEFAULT_MAX_PORT = 1023
+"""The highest event channel port of a domain whose configuration names none."""
+
+
+class Assembler:
+    """Makes and unmakes the domains of one host."""
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        spawner: Spawner,
+        switchboard: Switchboard,
+        store: Daemon,
+        client: LocalClient,
+        messages: MessageBuffer,
+        rundir: Path,
+    ) -> None:
+        self._nursery = nursery
+        self._spawner = spawner
+        self._switchboard = switchboard
+        self._daemon = store
+        self._client = client
+        self._messages = messages
+        self._rundir = rundir
+
+    async def make(
+        self,
+        guest: GuestDomain,
+        progress: Progress | None,
+        on_over: Callable[[GuestDomain, int, str], None],
+        on_death: Callable[[GuestDomain, str], None],
+    ) -> None:
+        """All of the domain, paused before its first instruction. Whatever this raises, `dismantle` follows."""
+        config, domid = guest.config, guest.domid
+        self.write(storetree.made(domid, guest.name, guest.uuid))
+        self.write(storetree.device_model(domid))
+        ports = config.max_event_channels
+        self._switchboard.add_domain(domid, config.maxvcpus, DEFAULT_MAX_PORT if ports is None else ports)
+        broker = self._switchboard.broker
+        store_port = broker.alloc_unbound(DomId(0), domid, DomId(0))
+        console_port = broker.alloc_unbound(DomId(0), domid, DomId(0))
+        memory = guest.memory = GuestMemory.create(MemoryGeometry.for_domain(config.maxmem_kb // 4), guest.name)
+        built = await building.build_domain(config, memory, store_port, console_port, progress)
+        guest.build_log = built.log
+        spec = DomainSpec(
+            domid,
+            guest.name,
+            uuidlib.UUID(guest.uuid).bytes,
+            config.maxvcpus,
+            config.memory_kb // 4,
+            memory.geometry,
+            built.start,
+            store_port,
+            console_port,
+            built.store_mfn,
+            built.console_mfn,
+        )
+        self._open_console(guest, memory, console_port, built.console_mfn)
+        vm = Vm(spec, memory, self._services(guest), partial(on_over, guest), partial(on_death, guest))
+        await self._start_vm(guest, vm)
+        stored = storetree.StoredDomain(
+            domid=domid,
+            name=guest.name,
+            uuid=guest.uuid,
+            memory_kb=config.memory_kb,
+            maxmem_kb=config.maxmem_kb,
+            vcpus=config.vcpus,
+            maxvcpus=config.maxvcpus,
+            guest_os=built.guest_os,
+            kernel=config.kernel,
+            ramdisk=config.ramdisk,
+            cmdline=config.cmdline,
+            start_time=guest.start_time,
+            store_port=store_port,
+            store_mfn=built.store_mfn,
+            console_port=console_port,
+            console_mfn=built.console_mfn,
+        )
+        self.write(storetree.built(stored))
+        self._introduce(guest, memory, store_port, built.store_mfn)
+        self.write(storetree.console(stored))
+        self.write(storetree.console_served(domid, str(self.console_path(domid))))
+
+    def _open_console(self, guest: GuestDomain, memory: GuestMemory, port: Port, mfn: Mfn) -> None:
+        def warn(text: str) -> None:
+            self._messages.hypervisor(f"d{guest.domid}: {text}")
+
+        bound = self._switchboard.bind(guest.domid, port, lambda: console.on_event())
+        guest.ports.append(bound)
+        log = ConsoleLog(self._rundir / "log" / f"guest-{guest.name}.log", warn)
+        console = guest.console = Console(ConsoleRing(memory.frame(mfn)), log, bound.notify, warn)
+        listener = open_listener(self.console_path(guest.domid))
+        guest.serving, guest.served = trio.CancelScope(), trio.Event()
+        self._nursery.start_soon(self._serve_console, console, listener, guest.serving, guest.served)
+
+    async def _serve_console(
+        self, console: Console, listener: trio.SocketListener, scope: trio.CancelScope, served: trio.Event
+    ) -> None:
+        try:
+            async with listener:
+                with scope:
+                    await console.serve(listener, self._nursery)
+        finally:
+            served.set()
+
+    def _services(self, guest: GuestDomain) -> HostLink:
+        """What answers the domain's calls."""
+
+        def console_write(data: bytes) -> None:
+            self._messages.guest(guest.domid, data)
+            if guest.console is not None:
+                guest.console.write(data)
+
+        return self._switchboard.link_for(guest.domid, console_write, self._messages.hypervisor)
+
+    async def _start_vm(self, guest: GuestDomain, vm: Vm) -> None:
+        guest.vm = vm
+        self._switchboard.connect(guest.domid, vm.deliver)
+        await self._nursery.start(vm.run, self._spawner)
+
+    def _introduce(self, guest: GuestDomain, memory: GuestMemory, port: Port, mfn: Mfn) -> None:
+        def serve() -> None:
+            if guest.store is not None:
+                guest.store.on_event()
+
+        bound = self._switchboard.bind(guest.domid, port, serve)
+        guest.ports.append(bound)
+        guest.store = self._daemon.introduce(guest.domid, memory.frame(mfn), bound.notify)
+
+    def console_path(self, domid: DomId) -> Path:
+        return self._rundir / "console" / f"{domid}.sock"
+
+    async def dismantle(self, guest: GuestDomain) -> None:
+        """Whatever there is of the domain, from the loop that runs it to its last node. Never fails half-way."""
+        if guest.vm is not None:
+            await guest.vm.destroy()
+        if guest.console is not None:
+            guest.console.close()
+        if guest.serving is not None:
+            guest.serving.cancel()
+            await guest.served.wait()
+            self.console_path(guest.domid).unlink(missing_ok=True)
+        self._messages.guest_gone(guest.domid)
+        self.write(storetree.devices_gone(guest.domid))
+        for operation in storetree.gone(guest.domid, guest.uuid):
+            storetree.apply(self._client, [operation])
+        self.release_memory(guest)
+        self._daemon.release(guest.domid)
+        for port in guest.ports:
+            port.close()
+        with suppress(XenError):  # it may not have come that far
+            self._switchboard.remove_domain(guest.domid)
+
+    def release_memory(self, guest: GuestDomain) -> None:
+        """Give the guest's memory back. Its loop is gone; the host's own views of it go first."""
+        if guest.memory is None:
+            return
+        if guest.console is not None:
+            guest.console.close()
+        if guest.store is not None:
+            guest.store.close()
+            guest.store = None
+        guest.memory.close()
+        guest.memory = None
+
+    def write(self, operations: Iterable[storetree.Operation]) -> None:
+        """One transaction."""
+        todo = list(operations)
+        self._client.run_transaction(lambda transaction: storetree.apply(transaction, todo))
