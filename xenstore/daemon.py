@@ -15,7 +15,7 @@ import trio
 from xenstore.errors import NotFound
 from xenstore.local import LocalClient
 from xenstore.migration import ConnectionState
-from xenstore.ring import CONNECTION, RECONNECT, RingConnection
+from xenstore.ring import CONNECTION, INDICES, RECONNECT, RingConnection, check_page
 from xenstore.server import Server
 from xenstore.socket_server import SocketServer
 from xenstore.types import DOM0, DomId
@@ -61,11 +61,12 @@ class Daemon:
         key = DomId(domid)
         if key == DOM0:
             raise ValueError("dom0 is not introduced: it uses client() or the socket")
+        check_page(page)
         domains = self.store.domains
         old = self._rings.pop(key, None)
         if old is not None:
             old.close()
-        waiting = page.cast("B")[2048:2080].cast("I")[CONNECTION] == RECONNECT
+        waiting = page.cast("B")[INDICES : INDICES + 32].cast("I")[CONNECTION] == RECONNECT
         ring = RingConnection(self.store, key, page, notify, _later, domains.get(key).features, state)
         self._rings[key] = ring
         domains.introduced(key, ring.connection)

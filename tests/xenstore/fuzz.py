@@ -94,12 +94,17 @@ class _Guest:
 
     def __init__(self, daemon: Daemon, domid: int) -> None:
         self._guest = RingGuest()
-        dom0 = daemon.client()
-        dom0.mkdir(f"/local/domain/{domid}/data")
-        dom0.set_perms(f"/local/domain/{domid}/data", [f"n{domid}"])
-        dom0.close()
+        self._daemon = daemon
+        self._domid = domid
+        self._make_home()
         self._ring = daemon.introduce(domid, self._guest.page, self._guest.notified)
         self._guest.doorbell = self._ring.on_event
+
+    def _make_home(self) -> None:
+        dom0 = self._daemon.client()
+        dom0.mkdir(f"/local/domain/{self._domid}/data")
+        dom0.set_perms(f"/local/domain/{self._domid}/data", [f"n{self._domid}"])
+        dom0.close()
 
     def attack(self, rng: random.Random) -> None:
         guest = self._guest
@@ -123,8 +128,9 @@ class _Guest:
         assert len(self._ring.connection.rest) < 1 << 13
 
     def check_alive(self) -> None:
-        """After a reconnection everything works again."""
+        """After a reconnection everything works again; the guest may have removed its home."""
         guest = self._guest
+        self._make_home()
         guest.words[5] = 1
         self._ring.on_event()
         assert guest.words[5] == 0 and guest.words[6] == 0
