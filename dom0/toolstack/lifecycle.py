@@ -184,7 +184,6 @@ class Toolstack:
         if guest.console is not None:
             guest.console.drain()
         text = f"Domain {guest.domid} has shut down, reason code {reason.value} ({reason.name.lower()}): {why}"
-        _log.info("%s", text)
         self._messages.hypervisor(text)
         if guest.store is not None:
             self._daemon.domain_shutdown(guest.domid)
