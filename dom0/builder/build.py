@@ -94,7 +94,7 @@ def build(
         magic=MAGIC.encode(),
         nr_pages=nr_pages,
         shared_info=memory.geometry.shared_info_mfn << PAGE_SHIFT,
-        flags=flags | StartFlags.VIRT_P2M_4TOOLS | (StartFlags.MOD_START_PFN if unmapped else 0),
+        flags=flags | (StartFlags.MOD_START_PFN if unmapped else 0),
         store_mfn=mfn("xenstore"),
         store_evtchn=store_port,
         console_mfn=mfn("console"),

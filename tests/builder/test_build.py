@@ -84,7 +84,7 @@ def test_a_kernel_finds_its_world(memory: GuestMemory) -> None:
     assert info.magic == b"xen-3.0-x86_64"
     assert info.nr_pages == PAGES
     assert info.shared_info == geometry.shared_info_mfn << 12
-    assert info.flags == StartFlags.VIRT_P2M_4TOOLS | StartFlags.MOD_START_PFN
+    assert info.flags == StartFlags.MOD_START_PFN
     assert (info.store_evtchn, info.console_evtchn) == (1, 2)
     assert (info.store_mfn, info.console_mfn) == (built.store_mfn, built.console_mfn)
     assert info.cmd_line == "console=hvc0 é".encode()
@@ -136,7 +136,7 @@ def test_a_kernel_without_the_newer_notes(memory: GuestMemory) -> None:
     ramdisk = b"ramdisk" * 1000
     built = make(memory, image_of(INIT_P2M=None, MOD_START_PFN=None), ramdisk)
     info = start_info(memory, built)
-    assert info.flags == StartFlags.VIRT_P2M_4TOOLS
+    assert info.flags == 0
     assert info.mod_len == len(ramdisk)
     assert read(memory, built, info.mod_start, info.mod_len) == ramdisk
     assert (info.first_p2m_pfn, info.nr_p2m_frames) == (0, 0)
@@ -147,7 +147,7 @@ def test_a_kernel_without_the_newer_notes(memory: GuestMemory) -> None:
 def test_no_ramdisk(memory: GuestMemory) -> None:
     info = start_info(memory, make(memory, image_of()))
     assert (info.mod_start, info.mod_len) == (0, 0)
-    assert info.flags == StartFlags.VIRT_P2M_4TOOLS
+    assert info.flags == 0
 
 
 @pytest.mark.parametrize(
