@@ -68,8 +68,9 @@ uint64_t xpy_rdtsc(void);
 """
 )
 
-TRANSLATION_BUFFER = 64 << 20
-"""Address space for translated code. Too small and it is thrown away over and over; only what is used costs memory."""
+TRANSLATION_BUFFER = 12 << 20
+"""Bytes for translated code, all of which a busy guest comes to use. When it is full everything is translated anew; with
+64 MiB a Linux boot takes 5 to 10 % less time, with 2 MiB several times as long."""
 
 
 @cache
