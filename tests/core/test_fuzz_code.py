@@ -14,11 +14,13 @@ from xen_py.engine import R
 from xen_py.spec import Blocked, Kicked, Shutdown
 from xen_py.vcpu import TrapGate
 
-PIECES = [b"\x0f\x05"] * 6 + [
-    bytes.fromhex(piece)
-    for piece in ["0f0b78656e0fa2", "0f0b", "cc", "cd80", "f4", "fa", "fb", "0f06", "0f09", "0f20c0", "0f22c0", "0f20d8", "0f22d8", "0f22e0", "0f23f8", "0f21c0", "0f30", "0f32", "0f31", "0f01f9", "ec", "ee", "e410", "6c", "0f34", "8edf", "8ee7", "8eef", "8ed7", "ff2f", "48cf", "cf", "48cb", "0f01f8", "488907", "488b07", "488707", "f0480fc107", "f3aa", "f348ab", "ffe7", "0fae07", "dd37", "9bd9e8", "f3a4", "8f07", "ff37", "c810001f", "660f7f07", "9d", "9c", "50", "58", "c3", "ebfe", "48ffc7", "48c7c0170000000f05"]
-]
-"""syscall above all; then privileged instructions, loads, stores, jumps, stack and segment operations."""
+INSTRUCTIONS = """
+0f0b78656e0fa2 0f0b cc cd80 f4 fa fb 0f06 0f09 0f20c0 0f22c0 0f20d8 0f22d8 0f22e0 0f23f8 0f21c0 0f30 0f32 0f31
+0f01f9 ec ee e410 6c 0f34 8edf 8ee7 8eef 8ed7 ff2f 48cf cf 48cb 0f01f8 488907 488b07 488707 f0480fc107 f3aa
+f348ab ffe7 0fae07 dd37 9bd9e8 f3a4 8f07 ff37 c810001f 660f7f07 9d 9c 50 58 c3 ebfe 48ffc7 48c7c0170000000f05
+"""
+"""Privileged instructions, loads, stores, jumps, stack and segment operations, in hexadecimal."""
+PIECES = [b"\x0f\x05"] * 6 + [bytes.fromhex(code) for code in INSTRUCTIONS.split()]
 
 
 def scatter(machine: Machine, fuzzer: Fuzzer) -> None:
