@@ -112,12 +112,12 @@ def test_page_fault_in_user_mode(machine: Machine) -> None:
     gate(machine, 14, 4)
     set_mask(machine, 0)
     machine.user_mode(b"\x48\x8b\x07")
-    r[R.RDI], r[R.GS_BASE], r[R.RFLAGS] = 0x7000, 0x1234, 0x246
+    r[R.RDI], r[R.GS_BASE], r[R.RFLAGS], r[R.RCX], r[R.R11] = 0x7000, 0x1234, 0x246, 0x1111, 0x2222
     v = machine.domain.vcpus[0]
     v.gs_base_kernel = 0x5678
     assert ends(machine) == ""
     assert r[R.RSP] == KERNEL_SP - 64
-    assert frame(machine, 8) == (r[R.RCX], r[R.R11], 4, USER_VA, 0xE033, 0x246, USER_VA + 0x1800, 0xE02B)
+    assert frame(machine, 8) == (0x1111, 0x2222, 4, USER_VA, 0xE033, 0x246, USER_VA + 0x1800, 0xE02B)
     assert v.kernel_mode
     assert (r[R.GS_BASE], v.gs_base_user) == (0x5678, 0x1234)
     assert r[R.CR3] == v.root << 12
