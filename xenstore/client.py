@@ -11,101 +11,21 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TypeVar
 
 from xenstore import commands
 from xenstore.commands import Command, Event, Text
-from xenstore.errors import Conflict, ConnectionLost, NotFound, ProtocolError, TooBig, XenstoreError
+from xenstore.errors import Conflict, ConnectionLost, ProtocolError, XenstoreError
+from xenstore.operations import Operations
 from xenstore.transports import DeviceTransport, SocketTransport, Transport, default_path
 from xenstore.types import TxId
 
 T = TypeVar("T")
-Names = list[str]
 
 XENBUS = "/dev/xen/xenbus"
-
-
-class Operations:
-    """What can be done with nodes, by a client or within a transaction."""
-
-    def execute(self, command: Command[T]) -> T:
-        raise AssertionError("Operations is a base of Client and Transaction")
-
-    def read(self, path: Text, default: bytes | None = None) -> bytes:
-        """The value of a node; `default`, if given, when there is no such node."""
-        try:
-            return self.execute(commands.read(path))
-        except NotFound:
-            if default is None:
-                raise
-            return default
-
-    def write(self, path: Text, value: Text) -> None:
-        """Give a node a value; makes it and its parents when they are missing."""
-        self.execute(commands.write(path, value))
-
-    def mkdir(self, path: Text) -> None:
-        """Make a node and its parents; nothing happens to those that exist."""
-        self.execute(commands.mkdir(path))
-
-    def delete(self, path: Text) -> None:
-        """Remove a node and all below it."""
-        self.execute(commands.delete(path))
-
-    rm = delete
-
-    def list(self, path: Text) -> Names:
-        """The names of the children, however many."""
-        try:
-            return self.execute(commands.directory(path))
-        except TooBig:
-            return self._long_list(path)
-
-    def _long_list(self, path: Text) -> Names:
-        """In parts, from the start again when the node changes in between."""
-        while True:
-            names, first = b"", None
-            while True:
-                generation, part = self.execute(commands.directory_part(path, len(names)))
-                if first is None:
-                    first = generation
-                elif generation != first:
-                    break
-                if part.endswith(b"\0\0") or part == b"\0":
-                    names += part[:-1]
-                    return [name.decode("utf-8", "backslashreplace") for name in names.split(b"\0")[:-1]]
-                names += part
-
-    def exists(self, path: Text) -> bool:
-        try:
-            self.execute(commands.read(path))
-        except NotFound:
-            return False
-        return True
-
-    def get_perms(self, path: Text) -> Names:
-        """Permissions such as ["n0", "r5"]: the owner with everyone's rights, then single domains."""
-        return self.execute(commands.get_perms(path))
-
-    def set_perms(self, path: Text, perms: Iterable[Text]) -> None:
-        self.execute(commands.set_perms(path, perms))
-
-    def walk(self, top: Text, topdown: bool = True) -> Iterator[tuple[str, bytes, Names]]:
-        """(path, value, names of children) of a node and all below it."""
-        path = commands.shown(top)
-        try:
-            value, children = self.read(path), self.list(path)
-        except NotFound:
-            return
-        if topdown:
-            yield path, value, children
-        for child in children:
-            yield from self.walk(f"{'' if path == '/' else path}/{child}", topdown)
-        if not topdown:
-            yield path, value, children
 
 
 class Client(Operations):
@@ -307,7 +227,7 @@ class Client(Operations):
     def set_feature(self, domid: int, features: int) -> None:
         self.execute(commands.set_feature(domid, features))
 
-    def quota_names(self) -> Names:
+    def quota_names(self) -> list[str]:
         return self.execute(commands.quota_names())
 
     def get_quota(self, quota: str, domid: int | None = None) -> int:

@@ -48,7 +48,6 @@ class Control:
             "stats": (self.stats, "[<domid>|json [<domid>]]"),
             "help": (self.help, ""),
         }
-        self.switches = {"io": False, "wrl": False, "acc": False}
         self._handler: logging.Handler | None = None
         self._logfile: str | None = None
 
@@ -92,15 +91,14 @@ class Control:
 
     def log(self, arguments: list[str]) -> bytes:
         if not arguments:
-            lines = "".join(f"{name:<8}: {'on' if on else 'off'}\n" for name, on in self.switches.items())
-            return _text("Log switch settings:\n" + lines)
+            return _text(f"Log switch settings:\n{'io':<8}: {'on' if self._server.tracing else 'off'}\n")
         if len(arguments) != 1:
             raise InvalidRequest("expected one argument")
         word = arguments[0]
         if word in ("on", "off"):
             self._open_log(word == "on")
-        elif word[:1] in ("+", "-") and word[1:] in self.switches:
-            self.switches[word[1:]] = word[0] == "+"
+        elif word in ("+io", "-io"):
+            self._server.trace(word == "+io")
         else:
             raise InvalidRequest(f"unknown log switch {word!r}")
         return OK

@@ -15,7 +15,8 @@ import trio
 from xenstore.errors import NotFound
 from xenstore.local import LocalClient
 from xenstore.migration import ConnectionState
-from xenstore.ring import CONNECTION, INDICES, RECONNECT, RingConnection, check_page
+from xenstore.page import CONNECTION, INDICES, RECONNECT, check_page
+from xenstore.ring import RingConnection
 from xenstore.server import Server
 from xenstore.socket_server import SocketServer
 from xenstore.types import DOM0, DomId

@@ -128,6 +128,12 @@ class Accounts:
             self._log(message)
         raise QuotaExceeded(message)
 
+    def warn(self, account: Account, quota: Quota, value: int, what: str) -> None:
+        """Log that a domain uses more than it should; nothing is refused."""
+        limit = account.limits[quota.name]
+        if limit and value > limit and account.domid != DOM0 and account.should_log(quota, self._clock()):
+            self._log(f"domain {account.domid} is above its quota {quota.name!r}: {value} of {limit} after {what}")
+
     def reset_peaks(self) -> None:
         self.peak.clear()
         for account in self.by_domain.values():

@@ -14,7 +14,7 @@ from xenstore import perms as perms_module
 from xenstore.connection import Connection
 from xenstore.errors import AlreadyExists, Busy, Conflict, InvalidRequest, NotFound, NotPermitted, PermissionDenied
 from xenstore.paths import absolute, parent, shown
-from xenstore.quota import MEMORY, NODE_PERMISSIONS, NODE_SIZE, NODES, TRANSACTIONS, WATCHES
+from xenstore.quota import MEMORY, NODE_PERMISSIONS, NODE_SIZE, NODES, SOFT_MEMORY, TRANSACTIONS, WATCHES
 from xenstore.transactions import Transaction
 from xenstore.tree import ALL, PERMS, VALUE, Node, Tree
 from xenstore.types import OWNER, READ, WRITE
@@ -197,7 +197,9 @@ class NodeRequests:
 
     def _check_memory(self, connection: Connection, path: bytes, more: int) -> None:
         if more > 0:
-            self._accounts.check(connection.account, MEMORY, connection.account.memory + more, f"writing {shown(path)}")
+            account, what = connection.account, f"writing {shown(path)}"
+            self._accounts.check(account, MEMORY, account.memory + more, what)
+            self._accounts.warn(account, SOFT_MEMORY, account.memory + more, what)
 
     def rm(self, connection: Connection, view: View, payload: bytes) -> bytes:
         path, node = self._find(connection, view, one_string(payload), WRITE, PERMS)

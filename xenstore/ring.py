@@ -16,22 +16,31 @@ from typing import Final
 from xenstore.connection import Connection
 from xenstore.errors import ProtocolError
 from xenstore.migration import ConnectionState, resume
+from xenstore.page import (
+    CONNECTED,
+    CONNECTION,
+    ERROR,
+    ERROR_NONE,
+    ERROR_PROTO,
+    ERROR_RINGIDX,
+    FEATURES,
+    INDICES,
+    MASK,
+    RECONNECT,
+    REQ,
+    REQ_CONS,
+    REQ_PROD,
+    RING_SIZE,
+    RSP,
+    RSP_CONS,
+    RSP_PROD,
+    check_page,
+)  # fmt: skip
 from xenstore.server import Server
 from xenstore.types import DomId
 from xenstore.wire import FEATURE_ERROR, FEATURE_RECONNECTION
 
 log = logging.getLogger("xenstore")
-
-PAGE_SIZE: Final = 4096
-RING_SIZE: Final = 1024
-REQ, RSP = 0, 1024
-INDICES = 2048
-REQ_CONS, REQ_PROD, RSP_CONS, RSP_PROD, FEATURES, CONNECTION, ERROR, EVTCHN_PORT = range(8)
-"""The eight words behind the rings."""
-MASK: Final = 0xFFFFFFFF
-
-CONNECTED, RECONNECT = 0, 1
-ERROR_NONE, ERROR_COMM, ERROR_RINGIDX, ERROR_PROTO = range(4)
 
 ROOM: Final = 16384
 """Bytes of replies made before the guest must have read them."""
@@ -41,11 +50,6 @@ ROUNDS: Final = 64
 
 class RingFault(Exception):
     """The guest's indices make no sense."""
-
-
-def check_page(page: memoryview) -> None:
-    if page.readonly or page.nbytes != PAGE_SIZE:
-        raise ValueError(f"a store page is {PAGE_SIZE} writable bytes, not {page.nbytes}")
 
 
 class RingConnection:

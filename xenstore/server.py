@@ -64,6 +64,7 @@ class Server:
         self.domains: Final = Domains(self)
         self.control: Final = Control(self)
         self.journal: Journal | None = None
+        self._serve_one = self._serve
         self._numbers = 0
         handlers = NodeRequests(self).handlers() | self.domains.handlers() | self.control.handlers()
         table: dict[int, Handler] = {int(kind): handler for kind, handler in handlers.items()}
@@ -145,7 +146,7 @@ class Server:
             if tx_id:
                 kind, reply = self._serve_in_transaction(connection, kind, TxId(tx_id), data[body:stop])
             else:
-                kind, reply = self._serve(connection, tree, kind, data[body:stop])
+                kind, reply = self._serve_one(connection, tree, kind, data[body:stop])
             out.append(pack(kind, req_id, tx_id, len(reply)) + reply)
             room -= 1 if counted else 16 + len(reply)
             if self.after:
@@ -177,7 +178,23 @@ class Server:
         view: View | None = self.tree if kind in _NO_TRANSACTION else connection.transactions.get(txid)
         if view is None:
             return _ERROR, b"ENOENT\0"
-        return self._serve(connection, view, kind, payload)
+        return self._serve_one(connection, view, kind, payload)
+
+    def trace(self, on: bool) -> None:
+        """Log every request and its reply."""
+        self._serve_one = self._traced if on else self._serve
+
+    @property
+    def tracing(self) -> bool:
+        return self._serve_one == self._traced
+
+    def _traced(self, connection: Connection, view: View, kind: int, payload: bytes) -> tuple[int, bytes]:
+        """`_serve`, with a line in the log for what came in and what goes out."""
+        who = f"connection {connection.id} (d{connection.domid})"
+        log.info("io: IN %s %s (%s)", who, _name(kind), _shown(payload))
+        kind, reply = self._serve(connection, view, kind, payload)
+        log.info("io: OUT %s %s (%s)", who, _name(kind), _shown(reply))
+        return kind, reply
 
     def call(self, connection: Connection, kind: MsgType, payload: bytes, txid: TxId = TxId(0)) -> bytes:  # noqa: B008
         """One request of a client in this process: gives the reply, or raises."""
@@ -227,6 +244,14 @@ class Server:
             "requests": self.requests,
             "domains": {domid: self.domains.usage(domid) for domid in sorted(self.accounts.by_domain)},
         }
+
+
+def _name(kind: int) -> str:
+    return MsgType(kind).name if kind < TYPE_COUNT and kind != 20 else f"type {kind}"
+
+
+def _shown(payload: bytes) -> str:
+    return payload.replace(b"\0", b" ").decode("ascii", "backslashreplace")
 
 
 def _unknown(connection: Connection, view: View, payload: bytes) -> bytes:

@@ -9,6 +9,7 @@ user the daemon runs as may connect. A client that does not read is served again
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import select
@@ -132,6 +133,7 @@ class SocketServer:
         self._clients: dict[int, _Client] = {}
         self._listeners: dict[int, tuple[socket.socket, str, tuple[int, int]]] = {}
         self._allowed = {0, os.geteuid()}
+        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
     def listen(self, path: str) -> None:
         """Serve clients at this path; a socket file left there by a dead daemon is replaced."""
@@ -185,10 +187,12 @@ class SocketServer:
                 client.close()
 
     def _accept(self, fd: int) -> None:
+        listener = self._listeners[fd][0]
         try:
-            sock, _ = self._listeners[fd][0].accept()
+            sock, _ = listener.accept()
         except OSError as error:
-            log.info("a client could not be accepted: %s", error)
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._turn_away(listener)
             return
         uid = peer_uid(sock)
         if uid not in self._allowed:
@@ -199,6 +203,16 @@ class SocketServer:
         client = _Client(self, self._server, sock)
         self._clients[client.fd] = client
         self._epoll.register(client.fd, select.EPOLLIN)
+
+    def _turn_away(self, listener: socket.socket) -> None:
+        """No descriptors are left: use the spare one to take the client and tell it so by closing."""
+        log.warning("a client is turned away: no more file descriptors")
+        os.close(self._spare)
+        try:
+            with contextlib.suppress(OSError):
+                listener.accept()[0].close()
+        finally:
+            self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
     def watch(self, client: _Client, events: int) -> None:
         self._epoll.modify(client.fd, events)
@@ -224,3 +238,4 @@ class SocketServer:
                     os.unlink(path)
         self._listeners.clear()
         self._epoll.close()
+        os.close(self._spare)

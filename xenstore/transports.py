@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from xenstore.errors import ConnectionLost
-from xenstore.ring import INDICES, MASK, REQ, REQ_CONS, REQ_PROD, RING_SIZE, RSP, RSP_CONS, RSP_PROD, check_page
+from xenstore.page import INDICES, MASK, REQ, REQ_CONS, REQ_PROD, RING_SIZE, RSP, RSP_CONS, RSP_PROD, check_page
 
 CHUNK: Final = 65536
 

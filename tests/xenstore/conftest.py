@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -32,12 +33,8 @@ class Xenstored:
             time.sleep(0.01)
 
     def _listening(self) -> bool:
-        """Whether the socket is this process's (one of a killed daemon may still lie there)."""
-        try:
-            with open("/proc/net/unix") as table:
-                return any(line.endswith(f" {self.socket}\n") for line in table)
-        except OSError:
-            return os.path.exists(self.socket)
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(self.socket) == 0
 
     @property
     def environment(self) -> dict[str, str]:

@@ -164,9 +164,11 @@ class Spec:
 
     def set_perms(self, client: int, path: str, perms: list[tuple[int, str]], txid: int) -> None:
         domid = self.domids[client]
-        view, _ = self._view(client, txid)
+        view, transaction = self._view(client, txid)
         node = view.get(path)
         if node is not None and domid not in (0, node.perms[0][0]):
+            if transaction is not None:
+                transaction.reads.add((path, PERMS))
             raise Refused("EACCES")
         node = self._there(client, path, txid, "w", PERMS)
         if domid != 0 and perms[0][0] != node.perms[0][0]:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import resource
+import select
 import socket
 from pathlib import Path
 
@@ -12,6 +14,8 @@ import trio
 from tests.xenstore.ring_guest import RingGuest
 from xenstore.daemon import Daemon
 from xenstore.errors import Conflict, NotFound, PermissionDenied
+from xenstore.server import Server
+from xenstore.socket_server import SocketServer
 from xenstore.wire import MsgType, pack
 
 
@@ -103,6 +107,30 @@ async def test_unix_socket(tmp_path: Path) -> None:
         nursery.cancel_scope.cancel()
     with pytest.raises(FileNotFoundError), socket.socket(socket.AF_UNIX) as probe:
         probe.connect(path)
+
+
+async def test_without_descriptors_clients_are_turned_away(tmp_path: Path) -> None:
+    sockets = SocketServer(Server())
+    path = str(tmp_path / "socket")
+    sockets.listen(path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket(socket.AF_UNIX) as refused, socket.socket(socket.AF_UNIX) as served:
+        refused.connect(path)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (served.fileno() + 1, hard))
+            while True:
+                sockets.poll(0)
+                if select.select([refused], [], [], 0)[0]:
+                    break
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert refused.recv(1) == b""
+        served.connect(path)
+        sockets.poll(1)
+        served.sendall(pack(MsgType.GET_DOMAIN_PATH, 1, 0, b"1\0"))
+        sockets.poll(1)
+        assert served.recv(100)
+    sockets.close()
 
 
 def test_ring_reconnects_and_faults() -> None:

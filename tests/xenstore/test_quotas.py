@@ -138,6 +138,15 @@ def test_memory() -> None:
     assert setup.server.accounts.of(DomId(1)).memory == used
 
 
+def test_soft_memory_only_warns() -> None:
+    setup = Setup()
+    setup.dom0.call(MsgType.SET_QUOTA, "1", "soft-memory", "1000")
+    for number in range(3):
+        setup.guest.write(f"data/{number}", "x" * 900)
+    (line,) = setup.log
+    assert "domain 1 is above its quota 'soft-memory'" in line
+
+
 def test_global_quotas_are_for_new_domains() -> None:
     setup = Setup()
     setup.dom0.call(MsgType.SET_QUOTA, "watches", "7")

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.xenstore.raw import RawClient, contents
@@ -196,10 +198,31 @@ def test_features(dom0: RawClient) -> None:
 def test_control(dom0: RawClient) -> None:
     for name in dom0.server.control.commands:
         assert name in dom0.call(M.CONTROL, "help").decode()
-    assert "io" in dom0.call(M.CONTROL, "log").decode()
     assert dom0.call(M.CONTROL, "check") == b"OK\0"
     dom0.server.tree.nodes[b"/lost/child"] = dom0.server.tree.nodes[b"/tool"]
     assert any("orphaned" in problem for problem in dom0.server.control.problems())
+
+
+def test_the_log_shows_requests(dom0: RawClient, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "xenstore")
+    file = tmp_path / "log"
+    dom0.call(M.CONTROL, "logfile", str(file))
+    assert "io      : off" in dom0.call(M.CONTROL, "log").decode()
+    dom0.call(M.CONTROL, "log", "+io")
+    assert "io      : on" in dom0.call(M.CONTROL, "log").decode()
+    dom0.write("/a", "value")
+    dom0.request(M.READ, b"/none\0")
+    dom0.request(99, b"")
+    dom0.call(M.CONTROL, "log", "-io")
+    dom0.write("/b", "quiet")
+    dom0.call(M.CONTROL, "print", "to the log")
+    dom0.call(M.CONTROL, "memreport", str(tmp_path / "report"))
+    dom0.call(M.CONTROL, "log", "off")
+    text = file.read_text()
+    for part in ("(d0) WRITE (/a value)", "WRITE (OK )", "ERROR (ENOENT )", "type 99", "control: to the log"):
+        assert part in text
+    assert "quiet" not in text
+    assert '"nodes": 7' in (tmp_path / "report").read_text()
 
 
 def test_pipelined_and_torn_requests(dom0: RawClient) -> None:

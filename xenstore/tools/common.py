@@ -14,9 +14,10 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, ClassVar, Final, NoReturn
 
-from xenstore.client import Client, Operations, Transaction
+from xenstore.client import Client, Transaction
 from xenstore.commands import transaction_end, transaction_start
 from xenstore.errors import Conflict, ConnectionLost, XenstoreError
+from xenstore.operations import Operations
 from xenstore.tools import options
 
 SHORT: Final = "hfspturn:Rd:"

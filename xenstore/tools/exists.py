@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import sys
 
-from xenstore.client import Operations
 from xenstore.errors import XenstoreError
+from xenstore.operations import Operations
 from xenstore.tools.common import Tool
 
 

@@ -11,8 +11,8 @@ import termios
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
-from xenstore.client import Operations
 from xenstore.errors import NotFound, XenstoreError
+from xenstore.operations import Operations
 from xenstore.tools.common import Tool, json_text, json_value, quoted, reason
 
 TAG_LEN: Final = len(' = "..."')

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Mapping
 from typing import ClassVar
 
-from xenstore.client import Operations
 from xenstore.errors import XenstoreError
+from xenstore.operations import Operations
 from xenstore.tools.common import Tool, json_text, json_value, quoted
 
 

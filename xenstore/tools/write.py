@@ -6,8 +6,8 @@ from __future__ import annotations
 import os
 import sys
 
-from xenstore.client import Operations
 from xenstore.errors import XenstoreError
+from xenstore.operations import Operations
 from xenstore.tools.common import Tool, unquoted
 
 
