@@ -12,7 +12,7 @@ from tests.core.machine import CODE, DATA, FREE, L1, PAGES, SYSCALL, VA, Machine
 from xen_py.abi.xen import DOMID_SELF, Hypercall, ShutdownReason
 from xen_py.engine import R
 from xen_py.spec import Blocked, Kicked, Shutdown
-from xen_py.types import Errno
+from xen_py.types import Errno, Port
 
 BAD_POINTERS = (0, VA(PAGES + 4), 0xFFFF800000000000, 0xFFFF87FFFFFFFFF8, 0x8000000000000000, (1 << 64) - 1)
 NOT_CANONICAL = 1 << 62
@@ -266,7 +266,7 @@ def test_shutdown(machine: Machine) -> None:
 
 def test_poll(machine: Machine) -> None:
     d, v = machine.domain, machine.domain.vcpus[0]
-    port = min(d.events.ports)
+    port = Port(min(d.events.ports))
     machine.put(DATA, struct.pack("<I", port), 0x100)
 
     def poll(count: int, timeout: int) -> int:
@@ -300,7 +300,7 @@ def test_block_opens_the_mask(machine: Machine) -> None:
     assert machine.call(H.SCHED_OP, 1) == 0
     assert machine.memory.bytes[v.info_offset + 1] == 0
     assert v.blocked
-    d.deliver(min(d.events.ports))
+    d.deliver(Port(min(d.events.ports)))
     assert not v.blocked
     assert machine.call(H.SCHED_OP, 1) == 0
     assert not v.blocked  # an upcall is due
