@@ -69,8 +69,8 @@ uint64_t xpy_rdtsc(void);
 )
 
 TRANSLATION_BUFFER = 12 << 20
-"""Bytes for translated code, all of which a busy guest comes to use. When it is full everything is translated anew; with
-64 MiB a Linux boot takes 5 to 10 % less time, with 2 MiB several times as long."""
+"""Bytes for translated code, all of which a busy guest comes to use. When it is full everything is translated anew:
+with 64 MiB a Linux boot takes 5 to 10 % less time, with 2 MiB several times as long."""
 
 
 @cache

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <time.h>
@@ -102,17 +103,19 @@ static void *watch_loop(void *arg)
     struct xpy_engine *e = arg;
     struct epoll_event events[4];
     uint64_t n;
-    long pause_ns = 0;
+    unsigned tries = 0;
+
+    prctl(PR_SET_TIMERSLACK, 1000); /* short pauses are to be short */
 
     while (!__atomic_load_n(&e->closing, __ATOMIC_SEQ_CST)) {
         bool unanswered = __atomic_load_n(&e->kicked, __ATOMIC_SEQ_CST) && __atomic_load_n(&e->running, __ATOMIC_SEQ_CST);
 
         if (unanswered) {
-            struct timespec t = {0, pause_ns};
+            /* mostly a helper was running; long calls into the library (a translation, say) are waited for */
+            struct timespec t = {0, tries++ < 100 ? 10000 : 200000};
             nanosleep(&t, NULL);
-            pause_ns = pause_ns < 500000 ? pause_ns * 2 : pause_ns;
         } else {
-            pause_ns = 20000;
+            tries = 0;
         }
         int got = epoll_wait(e->epoll_fd, events, 4, unanswered ? 0 : -1);
 
