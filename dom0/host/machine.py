@@ -18,7 +18,7 @@ import os
 import re
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -177,8 +177,8 @@ async def open_machine(
     `rundir` holds sockets and logs (a temporary directory if None). `template` is a template process already started;
     `make` makes the domains that run on threads.
     """
-    with tempfile.TemporaryDirectory(prefix="xen-py-") as temporary:
-        where = Path(temporary) if rundir is None else rundir
+    with ExitStack() as stack:
+        where = rundir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xen-py-")))
         for name in ("console", "log"):
             (where / name).mkdir(mode=0o700, exist_ok=True)
         async with trio.open_nursery() as nursery:
