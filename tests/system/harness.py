@@ -52,7 +52,13 @@ class Session:
         self._seen = 0
         if terminal is None:
             self._process = subprocess.Popen(
-                argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
+                argv,
+                env=env,
+                cwd=native_build.ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                bufsize=0,
             )
             assert self._process.stdin is not None and self._process.stdout is not None
             self._read_fd = os.dup(self._process.stdout.fileno())
@@ -63,7 +69,13 @@ class Session:
             master, slave = pty.openpty()
             self.resize(terminal, slave)
             self._process = subprocess.Popen(
-                argv, env=env, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+                argv,
+                env=env,
+                cwd=native_build.ROOT,
+                stdin=slave,
+                stdout=slave,
+                stderr=slave,
+                start_new_session=True,
             )
             os.close(slave)
             self._read_fd = master
