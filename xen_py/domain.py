@@ -32,9 +32,11 @@ from xen_py.clock import Clock
 from xen_py.engine import Engine, ExitKind, R
 from xen_py.evtchn import ChannelState, LocalPort, PendingEvents
 from xen_py.frames import FrameFlag, FrameTable, FrameType
+from xen_py.grants import GrantTable
 from xen_py.guestmem import GuestAccess
 from xen_py.hvspace import GDT_LIMIT, LDT_OFFSET, PRIVATE_VA, VCPU_SPAN, HypervisorSpace, gdt_va, ldt_va
 from xen_py.link import HostLink
+from xen_py.maptrack import Maptrack
 from xen_py.memory import GuestMemory
 from xen_py.mmu import PRESENT, RW, PageTables
 from xen_py.runstate import RunstateClock
@@ -83,12 +85,13 @@ class Domain:
         self._give_way = False
         self._several = spec.vcpus > 1
         self._continuation: tuple[int, ...] | None = None
-        self.grant_frames = 1
         self.access = GuestAccess(memory)
         self.frames = FrameTable(spec.memory)
         engine.map(spec.memory.mfn_base << 12, memory.bytes)
         self.space = HypervisorSpace(self.frames, memory, engine, spec.vcpus)
         self.pages = PageTables(self.frames, memory.words, self.space, engine.flush_tlb, self._frame_freed)
+        self.grants = GrantTable(spec.domid, memory, self.pages)
+        self.maptrack = Maptrack()
         at = spec.memory.index(spec.memory.shared_info_mfn) << 12
         self.shared_info = memory.bytes[at : at + 4096]
         self.vcpus = [Vcpu(VcpuId(n)) for n in range(spec.vcpus)]
@@ -675,6 +678,7 @@ class Domain:
             "events": self.events.statistics(),
             "scheduler": self.scheduler.statistics(),
             "frames": self.frames.statistics(),
+            "grants": self.grants.statistics() | self.maptrack.statistics(),
         }
 
     def close(self) -> None:

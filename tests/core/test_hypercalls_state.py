@@ -241,7 +241,8 @@ def test_grant_table(machine: Machine) -> None:
     assert machine.get(DATA, 16, 0x100) == struct.pack("<2Q", geometry.grant_mfn(0), geometry.grant_mfn(1))
     assert setup(DOMID_SELF, 65) == (0, -1)
     assert setup(0, 1) == (0, -8)
-    assert setup(2, 1) == (0, -2)
+    assert setup(2, 1) == (0, -8)
+    assert setup(5, 1) == (0, -2)
     assert setup(DOMID_SELF, 1, count=2)[0] == EINVAL
     machine.put(DATA, struct.pack("<HxxIIhxx", DOMID_SELF, 0, 0, 99))
     assert machine.call(H.GRANT_TABLE_OP, 6, VA(DATA), 1) == 0
