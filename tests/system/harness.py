@@ -98,7 +98,8 @@ class Session:
             if match := compiled.search(self.output, self._seen):
                 self._seen = match.end()
                 return match
-            if not select.select([self._read_fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([self._read_fd], [], [], left)[0]:
                 raise TimeoutError(f"no {pattern!r} for {patience:.0f} seconds, but: {self._tail()}")
             try:
                 data = os.read(self._read_fd, 1 << 16)
