@@ -10,7 +10,7 @@ from __future__ import annotations
 from struct import Struct
 
 from xen_py import traps
-from xen_py.abi.xen import FIRST_RESERVED_GDT_ENTRY, ShutdownReason
+from xen_py.abi.xen import FIRST_RESERVED_GDT_ENTRY, ShutdownReason, VmAssist
 from xen_py.domain import Domain
 from xen_py.engine import R
 from xen_py.frames import FrameType
@@ -67,6 +67,8 @@ def initialise(d: Domain, v: Vcpu, arg: int) -> int:
         d.pages.put_page_and_type(i)
         raise
     d.space.fill_l4(d.memory.words, i * 512)
+    if user_root and d.vm_assist >> VmAssist.M2P_STRICT & 1:
+        d.space.hide_m2p(d.memory.words, d.frames.index(user_root) * 512)
 
     v.root, v.user_root = root, user_root
     v.kernel_mode = bool(flags & _IN_KERNEL)
