@@ -66,13 +66,20 @@ static bool peek(const void *from, void *to, size_t n)
     return process_vm_readv(getpid(), &local, 1, &remote, 1, 0) == (ssize_t)n;
 }
 
-#define ENGINE_OBJECT_MAX 4096 /* how far into the engine object we look */
+/*
+ * Where the engine object names the two objects we need. Searching it for something that looks like them is not safe:
+ * memory that an earlier engine has given back looks the same.
+ */
+#define AT_CPU_OBJECT 440
+#define AT_TRANSLATOR 768
+#define ENGINE_OBJECT_MAX 4096 /* how far into the engine object we look for its flags */
 #define AT_REGISTERS 0x8a50    /* where in the CPU object the register file is */
 
-/* The CPU object: the one reached from the engine object in which the 16 numbers just written can be read. */
+/* The CPU object: the one in which the 16 numbers just written can be read. */
 static struct cpu_state *find_cpu(struct xpy_engine *e)
 {
-    uint64_t engine[ENGINE_OBJECT_MAX / 8], magic[16], there[16];
+    uint64_t magic[16], there[16];
+    char *object;
 
     for (int i = 0; i < 16; i++) {
         static const int ids[8] = {35, 38, 40, 37, 44, 36, 43, 39}; /* RAX RCX RDX RBX RSP RBP RSI RDI */
@@ -80,18 +87,11 @@ static struct cpu_state *find_cpu(struct xpy_engine *e)
         if (e->uc_reg_write(e->uc, i < 8 ? ids[i] : UC_X86_REG_R8 + i - 8, &magic[i]))
             return NULL;
     }
-    if (!peek(e->uc, engine, sizeof engine))
+    if (!peek((char *)e->uc + AT_CPU_OBJECT, &object, sizeof object) ||
+        !peek(object + AT_REGISTERS, there, sizeof there) || memcmp(there, magic, sizeof magic))
         return NULL;
-    for (size_t i = 0; i < ENGINE_OBJECT_MAX / 8; i++) {
-        uint64_t p = engine[i];
-
-        if (p < 4096 || (p & 7) || p >> 47 || !peek((void *)(p + AT_REGISTERS), there, sizeof there) ||
-            memcmp(there, magic, sizeof magic))
-            continue;
-        e->cpu_object = (void *)p;
-        return (struct cpu_state *)(p + AT_REGISTERS);
-    }
-    return NULL;
+    e->cpu_object = object;
+    return (struct cpu_state *)(object + AT_REGISTERS);
 }
 
 /* `no_exit_request` follows `cpu_context_size` in the engine object; its neighbours are known. */
@@ -118,30 +118,23 @@ static uint8_t *find_no_exit_request(struct xpy_engine *e, size_t cpu_size)
 
 #define AT_PROLOGUE 0x90
 
-/* The translator's state: the object in which prologue, epilogue and code buffer follow each other. */
+/* The translator's state: prologue, epilogue and code buffer follow each other in it. */
 static bool find_translator(struct xpy_engine *e, uint32_t translation_buffer)
 {
-    uint64_t engine[ENGINE_OBJECT_MAX / 8], object[ENGINE_OBJECT_MAX / 8];
+    uint64_t k[7];
+    char *object;
 
-    if (!peek(e->uc, engine, sizeof engine))
+    if (!peek((char *)e->uc + AT_TRANSLATOR, &object, sizeof object) || !peek(object + AT_PROLOGUE, k, sizeof k))
         return false;
-    for (size_t i = 0; i < ENGINE_OBJECT_MAX / 8; i++) {
-        uint64_t p = engine[i];
-
-        if (p < 4096 || (p & 7) || p >> 47 || !peek((void *)p, object, sizeof object))
-            continue;
-        const uint64_t *k = object + AT_PROLOGUE / 8;
-        uint64_t prologue = k[0], epilogue = k[1], buffer = k[2], size = k[5], next = k[6];
-        if (prologue < 4096 || prologue >= epilogue || epilogue - prologue > 4096 || buffer < prologue ||
-            buffer - prologue > 1 << 20 || size > translation_buffer || size < translation_buffer / 2 ||
-            next < buffer || next > buffer + size)
-            continue;
-        e->tcg = (void *)p;
-        e->code_start = prologue;
-        e->code_end = buffer + size;
-        return true;
-    }
-    return false;
+    uint64_t prologue = k[0], epilogue = k[1], buffer = k[2], size = k[5], next = k[6];
+    if (prologue < 4096 || prologue >= epilogue || epilogue - prologue > 4096 || buffer < prologue ||
+        buffer - prologue > 1 << 20 || size > translation_buffer || size < translation_buffer / 2 || next < buffer ||
+        next > buffer + size)
+        return false;
+    e->tcg = object;
+    e->code_start = prologue;
+    e->code_end = buffer + size;
+    return true;
 }
 
 /*
