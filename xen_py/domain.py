@@ -13,12 +13,11 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from xen_py import cpuid, privop, pvclock, traps
+from xen_py import cpuid, exits, pvclock, traps
 from xen_py.abi.xen import (
     FLAT_KERNEL_CS,
     INVALID_M2P_ENTRY,
     MAX_VCPUS_LEGACY,
-    TI_DPL_MASK,
     VCPU_INFO_SIZE,
     VCPU_INFO_TIME,
     VCPU_INFO_UPCALL_MASK,
@@ -29,20 +28,20 @@ from xen_py.abi.xen import (
     VmAssist,
 )
 from xen_py.clock import Clock
-from xen_py.engine import Engine, ExitKind, R
+from xen_py.engine import Engine, R
 from xen_py.evtchn import ChannelState, LocalPort, PendingEvents
 from xen_py.frames import FrameFlag, FrameTable, FrameType
 from xen_py.grants import GrantTable
 from xen_py.guestmem import GuestAccess
-from xen_py.hvspace import GDT_LIMIT, LDT_OFFSET, PRIVATE_VA, VCPU_SPAN, HypervisorSpace, gdt_va, ldt_va
+from xen_py.hvspace import GDT_LIMIT, HypervisorSpace, gdt_va, ldt_va
 from xen_py.link import HostLink
 from xen_py.maptrack import Maptrack
 from xen_py.memory import GuestMemory
-from xen_py.mmu import PRESENT, RW, PageTables
+from xen_py.mmu import PageTables
 from xen_py.runstate import RunstateClock
 from xen_py.scheduler import VcpuScheduler
 from xen_py.spec import Blocked, DomainInfo, DomainSpec, Kicked, Shutdown, Step, VcpuInfo
-from xen_py.types import Errno, GuestCrash, Mfn, Port, VcpuId, XenError, is_canonical
+from xen_py.types import Errno, GuestCrash, Mfn, Port, VcpuId, XenError
 from xen_py.vcpu import Runstate, Vcpu
 
 Dispatch = Callable[["Domain", Vcpu, int, int, int, int, int, int, int], int]
@@ -73,7 +72,7 @@ class Domain:
         self.link = link
         self.clock = clock
         self.engine = engine
-        self._hypercall = hypercall
+        self.hypercall = hypercall
         self.counters: Counter[str] = Counter()
         self.hypercall_counts: Counter[int] = Counter()
         self._said: set[str] = set()
@@ -81,10 +80,10 @@ class Domain:
         self.architectural_iopl = False
         self.writable_pagetables = False
         self.shutdown: Shutdown | None = None
-        self._yielded = False
-        self._give_way = False
+        self.yielded = False
+        self.give_way = False
         self._several = spec.vcpus > 1
-        self._continuation: tuple[int, ...] | None = None
+        self.continuation: tuple[int, ...] | None = None
         self.access = GuestAccess(memory)
         self.frames = FrameTable(spec.memory)
         engine.map(spec.memory.mfn_base << 12, memory.bytes)
@@ -105,14 +104,6 @@ class Domain:
         if clock.virtual:
             engine.set_tsc(0, trap=True)
         self.current = self.vcpus[0]
-        self._handlers: dict[int, Callable[[Vcpu], Step | None]] = {
-            ExitKind.KICKED: self._on_kick,
-            ExitKind.SYSCALL: self._on_syscall,
-            ExitKind.EXCEPTION: self._on_exception,
-            ExitKind.SOFTINT: self._on_software_interrupt,
-            ExitKind.BROKEN: self._on_broken,
-            ExitKind.EVENT: lambda v: None,
-        }
         self._start()
         engine.accelerate(memory.bytes, self.frames, self.space.m2p_entry)
         engine.set_vcpu(self.current.words)
@@ -214,7 +205,7 @@ class Domain:
     def yield_cpu(self, v: Vcpu) -> None:
         """SCHEDOP_yield: let whoever waits for the domain's thread have it."""
         self.counters["yields"] += 1
-        self._yielded = True
+        self.yielded = True
 
     def must_yield(self) -> bool:
         """Whether a long hypercall should leave the rest for later: somebody wants the domain's thread."""
@@ -222,12 +213,12 @@ class Domain:
 
     def continue_with(self, number: int, *args: int) -> int:
         """hypercall_create_continuation: the guest will make this call instead, after whatever is waiting."""
-        self._continuation = (number, *args)
+        self.continuation = (number, *args)
         return 0
 
     def take_continuation(self) -> tuple[int, ...] | None:
         """For a multicall, which notes in its list what is left of the call in it."""
-        continuation, self._continuation = self._continuation, None
+        continuation, self.continuation = self.continuation, None
         return continuation
 
     def count_hypercall(self, number: int) -> None:
@@ -298,7 +289,7 @@ class Domain:
         v.ldt_pages = 0
         self.engine.flush_tlb()
 
-    def _map_ldt_page(self, v: Vcpu, page: int) -> bool:
+    def map_ldt_page(self, v: Vcpu, page: int) -> bool:
         """A descriptor of a not yet mapped page of the LDT is wanted: map it, if it is one."""
         if page in v.ldt_frames or page * 512 >= v.ldt_entries:
             return False
@@ -320,7 +311,7 @@ class Domain:
             if n >= v.ldt_entries:
                 return 0
             page = n // 512
-            if page not in v.ldt_frames and not self._map_ldt_page(v, page):
+            if page not in v.ldt_frames and not self.map_ldt_page(v, page):
                 return 0
             mfn = v.ldt_frames[page]
         elif n < v.gdt_entries:
@@ -451,10 +442,10 @@ class Domain:
             return self._crash(str(crash))
 
     def _loop(self) -> Step:
-        engine, regs, handlers = self.engine, self.engine.regs, self._handlers
+        engine, regs, handlers = self.engine, self.engine.regs, exits.HANDLERS
         memory, access, base = self.memory.bytes, self.access, self.frames.base
-        scheduler, give_way = self.scheduler, self._give_way
-        self._give_way = False
+        scheduler, give_way = self.scheduler, self.give_way
+        self.give_way = False
         while True:
             v = self.current
             if v.blocked or (self._several and (give_way or not v.online or scheduler.wants_turn())):
@@ -472,7 +463,7 @@ class Domain:
                 traps.deliver_events(self, v)
             engine.run()
             access.root_index = (regs[R.CR3] >> 12) - base
-            result = handlers[regs[R.KIND]](v)
+            result = handlers[regs[R.KIND]](self, v)
             if result is not None:
                 if v.runstate == Runstate.RUNNING:
                     self.runstates.change(v, Runstate.RUNNABLE)
@@ -498,151 +489,6 @@ class Domain:
 
     def watch_kick_fd(self, fd: int) -> None:
         self.engine.watch(fd)
-
-    # ---- exits ----
-
-    def _on_kick(self, v: Vcpu) -> Step | None:
-        self.engine.clear_kick()
-        self.run_timers()
-        self.update_time(v)
-        self.counters["kicks"] += 1
-        return Kicked()
-
-    def _on_syscall(self, v: Vcpu) -> Step | None:
-        if not v.kernel_mode:
-            self.counters["guest_syscalls"] += 1
-            traps.guest_syscall(self, v)
-            return None
-        r = self.engine.regs
-        number = r[R.RAX]
-        self.count_hypercall(number)
-        if number == Hypercall.IRET:
-            traps.iret(self, v)
-            return None
-        result = self._hypercall(self, v, number, r[R.RDI], r[R.RSI], r[R.RDX], r[R.R10], r[R.R8], r[R.R9])
-        r[R.RAX] = result & _M64
-        if self._continuation is not None:
-            # The guest finds itself before the call again, with the arguments for the rest of it.
-            r[R.RIP] = r[R.RIP] - 2 & _M64
-            for register, value in zip((R.RAX, R.RDI, R.RSI, R.RDX, R.R10, R.R8), self._continuation, strict=False):
-                r[register] = value
-            self._continuation = None
-            return self.shutdown
-        if self._yielded:
-            self._yielded = False
-            self._give_way = True
-            return self.shutdown or Kicked()
-        return self.shutdown
-
-    def _on_exception(self, v: Vcpu) -> Step | None:
-        r = self.engine.regs
-        vector = r[R.VECTOR]
-        if vector == traps.PF:
-            return self._on_page_fault(v)
-        error = r[R.ERROR]
-        if (vector == traps.GP and not error and privop.emulate(self, v)) or (
-            vector == traps.UD and privop.forced_cpuid(self, v)
-        ):
-            self.counters["emulated"] += 1
-            return self.shutdown
-        if vector == traps.NM:
-            self.set_task_switched(v, False)
-        elif vector == traps.DB:
-            v.debugregs[6] |= 0x4000
-        elif vector in (8, 18):
-            raise GuestCrash(f"exception {vector} at RIP {r[R.RIP]:#x}")
-        traps.inject_exception(self, v, vector, error)
-        return None
-
-    def _on_page_fault(self, v: Vcpu) -> Step | None:
-        r = self.engine.regs
-        address, error = r[R.CR2], r[R.ERROR]
-        private = address - PRIVATE_VA - v.id * VCPU_SPAN - LDT_OFFSET
-        if 0 <= private < 16 * 4096 and not error & _PF_PRESENT:
-            if self._map_ldt_page(v, private >> 12):
-                return None
-            address = v.ldt_base + private & _M64  # where the guest believes it is
-            if not is_canonical(address):
-                traps.inject_exception(self, v, traps.GP, private & 0xFFF8 | 4)
-                return None
-        if (
-            error & (_PF_PRESENT | _PF_WRITE | _PF_RESERVED | _PF_FETCH) == _PF_PRESENT | _PF_WRITE
-            and v.kernel_mode
-            and self.writable_pagetables
-            and self._trapped_write(v, address)
-        ):
-            self.counters["trapped_writes"] += 1
-            return None
-        self.counters["page_faults"] += 1
-        traps.inject_exception(self, v, traps.PF, error, address)
-        return None
-
-    def _trapped_write(self, v: Vcpu, address: int) -> bool:
-        """A write to a read-only mapping of an L1 table: carry it out and check what it wrote.
-
-        The instruction is executed once more, by itself, with nothing but that one mapping made writable; then the
-        changed word is taken back, checked, and done properly. Anything but one store inside one entry, or an entry
-        that the guest may not have, is undone and left to the guest as its page fault.
-        """
-        at = self.pages.l1_address(Mfn(self.access.root_index + self.frames.base), address)
-        if at is None:
-            return False
-        words = self.memory.words
-        entry = words[at]
-        if entry & (PRESENT | RW) != PRESENT:
-            return False
-        i = ((entry & 0x000FFFFFFFFFF000) >> 12) - self.frames.base
-        frames = self.frames
-        if frames.types[i] != FrameType.L1 or not frames.type_counts[i] or frames.flags[i] & FrameFlag.SPECIAL:
-            return False
-        table = self.memory.bytes[i << 12 : (i + 1) << 12]
-        before = bytes(table)
-        word = i * 512 + ((address & 0xFFF) >> 3)
-        r = self.engine.regs
-        saved = r.tolist()
-        words[at] = entry | RW
-        r[R.RFLAGS] |= traps.TF
-        kind = self.engine.run()
-        words[at] = entry if at != word else words[at]
-        self.engine.flush_page(address)
-        new = words[word]
-        words[word] = int.from_bytes(before[address & 0xFF8 : (address & 0xFF8) + 8], "little")
-        done = kind == ExitKind.EXCEPTION and r[R.VECTOR] == traps.DB
-        if bytes(table) != before:  # more than that one word
-            table[:] = before
-            done = False
-        if done:
-            try:
-                self.pages.set_l1(word, new)
-            except XenError as e:
-                self.log_once("ptwr", f"refused page-table write at {saved[R.RIP]:#x}: {e}")
-                done = False
-        if not done:
-            for n, value in enumerate(saved):
-                r[n] = value
-            return kind == ExitKind.KICKED  # nothing was executed: it will fault again
-        if saved[R.RFLAGS] & traps.TF:
-            self._on_exception(v)  # the guest steps through its own code
-        else:
-            r[R.RFLAGS] &= ~traps.TF
-        return True
-
-    def _on_software_interrupt(self, v: Vcpu) -> Step | None:
-        r = self.engine.regs
-        vector = r[R.VECTOR]
-        gate = v.traps[vector]
-        if vector not in (traps.BP, traps.OF) and gate.flags & TI_DPL_MASK < (1 if v.kernel_mode else 3):
-            r[R.RIP] = r[R.RIP] - 2 & _M64
-            traps.inject_exception(self, v, traps.GP, vector << 3 | 2)
-            return None
-        if not gate.address:
-            raise GuestCrash(f"unhandled interrupt {vector} at RIP {r[R.RIP]:#x}")
-        traps.inject_software(self, v, vector)
-        return None
-
-    def _on_broken(self, v: Vcpu) -> Step | None:
-        r = self.engine.regs
-        raise GuestCrash(f"the CPU stopped at RIP {r[R.RIP]:#x} (emulator error {r[R.ERROR]})")
 
     def _crash(self, why: str) -> Shutdown:
         self.log(f"domain crashed: {why}")

@@ -30,7 +30,7 @@ from tests.core.machine import (
     P,
     build_machine,
 )
-from xen_py import traps
+from xen_py import exits, traps
 from xen_py.abi.xen import DOMID_SELF, Hypercall, VmAssist
 from xen_py.engine import ExitKind, R
 from xen_py.spec import Step
@@ -89,7 +89,7 @@ class Pair:
                 d.access.root_index = (r[R.CR3] >> 12) - d.frames.base
                 if kind == ExitKind.SOFTINT and r[R.VECTOR] == 0x82:
                     return "end"
-                step: Step | None = d._handlers[kind](v)
+                step: Step | None = exits.HANDLERS[kind](d, v)
                 if d.shutdown is not None:
                     return str(step)
         except GuestCrash as crash:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.core import reference
 from tests.core.machine import CODE, DATA, FREE, L1, PAGES, SYSCALL, VA, Machine
+from xen_py import exits
 from xen_py.abi.xen import DOMID_SELF, Hypercall, ShutdownReason
 from xen_py.engine import R
 from xen_py.spec import Blocked, Kicked, Shutdown
@@ -369,12 +370,12 @@ def test_long_calls_give_way_and_go_on(machine: Machine) -> None:
         machine.domain.engine.clear_kick()
         assert machine.domain.engine.run() == 1
         machine.domain.engine.kick()
-        assert machine.domain._on_syscall(machine.domain.vcpus[0]) is None
+        assert exits.on_syscall(machine.domain, machine.domain.vcpus[0]) is None
         machine.domain.engine.clear_kick()
         assert r[R.RIP] == VA(CODE)
         assert r[R.RAX] == number
         assert struct.unpack("<I", machine.get(DATA, 4, 0x100)) == (31,)
         machine.domain.engine.run()
-        machine.domain._on_syscall(machine.domain.vcpus[0])
+        exits.on_syscall(machine.domain, machine.domain.vcpus[0])
         assert (r[R.RIP], r[R.RAX]) == (VA(CODE, 2), 0)
         assert struct.unpack("<I", machine.get(DATA, 4, 0x100)) == (256,)
