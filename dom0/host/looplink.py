@@ -69,8 +69,8 @@ class LoopLink:
 
     # the loop's own
 
-    def done(self, order: int) -> None:
-        self._send("done", order)
+    def done(self, order: int, result: object = None) -> None:
+        self._send("done", order, result)
 
     def over(self, reason: int, why: str) -> None:
         self._send("over", reason, why[: LONGEST // 8])
@@ -119,7 +119,7 @@ class LoopLink:
         match message:
             case ["answer", _] | ["failed", int(), str()]:
                 return message
-            case ["pause" | "unpause", int()]:
+            case ["pause" | "unpause" | "pin" | "unpin" | "grants", int(), *_]:
                 self._orders.append(message)
                 return None
         raise BadMessage(f"unknown message {message[0]!r} from the host")

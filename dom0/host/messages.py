@@ -2,14 +2,17 @@
 """The message half of the link between the host and a domain's loop: msgpack lists over a SEQPACKET socket.
 
 Everything rare goes this way (binding a port, pausing, the end); notifications go through the doorbell page. The
-domain's loop asks one thing at a time and waits for the answer; the host never waits for the loop but in `pause`.
+domain's loop asks one thing at a time and waits for the answer. The host has orders answered, and serves the loop
+meanwhile.
 
     loop to host                              host to loop
     ["call", method, args]                    ["answer", result] or ["failed", errno, why]
-    ["console", bytes]  console_io output     ["pause", n]    answered by ["done", n]
-    ["log", text]       a hypervisor message  ["unpause", n]  answered by ["done", n]
-    ["over", reason, why]  the domain ended
-    ["broken", text]    the loop itself failed
+    ["console", bytes]  console_io output     ["pause", n]
+    ["log", text]       a hypervisor message  ["unpause", n]
+    ["over", reason, why]  the domain ended   ["pin", n, [[ref, readonly], ...]]
+    ["broken", text]    the loop itself failed    -> for each a frame index or a negative grant status
+                                              ["unpin", n, [[ref, readonly], ...], [written frame index, ...]]
+    ["done", n, result] for each order        ["grants", n]  -> who uses which grants (`GrantTable.usage`)
 
 The host takes every message as hostile: `parse` refuses what is not a list that starts with a string, the server
 checks the rest.

@@ -15,11 +15,12 @@ import logging
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 import trio
 
+from dom0.backend.grants import GuestGone, GuestGrants
 from dom0.host.messages import LONGEST, BadMessage, pack, parse
 from dom0.host.spawn import LoopEnd, Spawner
 from xen_py.doorbell import Doorbell, RunState
@@ -62,6 +63,18 @@ class VmStuck(Exception):
     """The loop does not answer."""
 
 
+@dataclass
+class _Order:
+    """Something the loop has been told to do."""
+
+    kind: str
+    check: Callable[[Any], bool]
+    """Whether a result can be: the loop is not believed."""
+    done: trio.Event = field(default_factory=trio.Event)
+    answered: bool = False
+    result: Any = None
+
+
 @dataclass(frozen=True)
 class VmInfo:
     pid: int
@@ -92,7 +105,8 @@ class Vm:
         self._socket: trio.socket.SocketType
         self._sending = trio.Lock()
         self._loop: LoopEnd | None = None
-        self._orders: dict[int, trio.Event] = {}
+        self._orders: dict[int, _Order] = {}
+        self.grants = GuestGrants(spec.domid, memory, self.order)
         self.pauses = 1
         self._statistics = VmStatistics()
         self._over = False
@@ -129,8 +143,9 @@ class Vm:
             self.info()  # the last figures, for who asks later
             self._doorbell.close()
             self._loop = None
-            for waiting in self._orders.values():
-                waiting.set()
+            for order in self._orders.values():
+                order.done.set()
+            self._orders.clear()
             self.ended.set()
         if not self._killed and not self._over:
             self._on_death(self._trouble or how or "the domain's loop ended unasked")
@@ -190,8 +205,13 @@ class Vm:
                 self._services.console_write(data)
             case ["log", str(text)]:
                 self._services.log(text)
-            case ["done", int(order)] if order in self._orders:
-                self._orders.pop(order).set()
+            case ["done", int(number), result] if number in self._orders:
+                order = self._orders[number]
+                if not order.check(result):
+                    raise BadMessage(f"a result of {order.kind!r} that cannot be")
+                del self._orders[number]
+                order.result, order.answered = result, True
+                order.done.set()
             case ["over", int(reason), str(why)] if not self._over:
                 self._over = True
                 self._on_over(reason, why)
@@ -241,19 +261,29 @@ class Vm:
     async def _order(self, kind: str) -> None:
         if self._loop is None or self._over:
             return
-        self._statistics.orders += 1
-        order = self._statistics.orders
-        done = self._orders[order] = trio.Event()
         try:
-            with trio.fail_after(PATIENCE):
-                await self._send(kind, order)
-                # a loop inside its guest looks at its messages when it is kicked
-                self._doorbell.inbox.poke()
-                await done.wait()
+            with trio.fail_after(PATIENCE), suppress(GuestGone):
+                await self.order(kind, check=lambda result: result is None)
         except trio.TooSlowError:
             raise VmStuck(f"domain {self.spec.domid} has not answered for {PATIENCE} seconds") from None
-        finally:
-            self._orders.pop(order, None)
+
+    async def order(self, kind: str, *args: object, check: Callable[[Any], bool]) -> Any:
+        """Have the loop do something; its result, which `check` has found possible. GuestGone when there is no loop.
+
+        A caller that is cancelled meanwhile has ordered it all the same. It takes as long as the loop does.
+        """
+        if self._loop is None:
+            raise GuestGone(f"domain {self.spec.domid} is gone")
+        self._statistics.orders += 1
+        number = self._statistics.orders
+        order = self._orders[number] = _Order(kind, check)
+        await self._send(kind, number, *args)
+        # a loop inside its guest looks at its messages when it is kicked
+        self._doorbell.inbox.poke()
+        await order.done.wait()
+        if not order.answered:
+            raise GuestGone(f"domain {self.spec.domid} is gone")
+        return order.result
 
     async def _send(self, *parts: object) -> None:
         async with self._sending:

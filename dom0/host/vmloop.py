@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from dom0.host import grantorders
 from dom0.host.looplink import LoopLink
 from xen_py.clock import Clock
 from xen_py.doorbell import Doorbell, RunState
@@ -18,7 +19,7 @@ from xen_py.spec import Blocked, DomainInfo, Kicked, Shutdown, Step
 from xen_py.types import Port
 
 
-class Steppable(Protocol):
+class Steppable(grantorders.Granter, Protocol):
     """What the loop needs of `xen_py.domain.Domain`."""
 
     def step(self) -> Step: ...
@@ -37,6 +38,7 @@ class VmLoop:
         self._doorbell = doorbell
         self._clock = clock
         self._pauses = pauses
+        self._ended = False
         domain.watch_kick_fd(doorbell.inbox.eventfd)
 
     def run(self) -> None:
@@ -61,14 +63,14 @@ class VmLoop:
                     self._wait_for_the_end()
 
     def _obey(self) -> None:
-        for kind, order in self._link.orders():
-            if kind == "pause":
-                self._pauses += 1
-            elif self._pauses:
-                self._pauses -= 1
-            if self._pauses:
-                self._publish(RunState.PAUSED)
-            self._link.done(order)
+        for kind, order, *args in self._link.orders():
+            if kind in ("pause", "unpause"):
+                self._pauses = max(0, self._pauses + (1 if kind == "pause" else -1))
+                if self._pauses and not self._ended:
+                    self._publish(RunState.PAUSED)
+                self._link.done(order)
+            else:
+                self._link.done(order, grantorders.carry_out(self._domain, kind, args))
 
     def _sleep_paused(self) -> None:
         """Marks stay in the page until the domain runs again; only the wake-up is used up."""
@@ -84,10 +86,10 @@ class VmLoop:
 
     def _wait_for_the_end(self) -> None:
         """A domain that is over stays, with its memory and state, until the toolstack destroys it."""
+        self._ended = True
         while True:
             self._sleep_paused()
-            for _, order in self._link.orders():
-                self._link.done(order)
+            self._obey()
 
     def _publish(self, state: RunState) -> None:
         info = self._domain.info()

@@ -179,6 +179,8 @@ class Assembler:
         self.write(storetree.devices_gone(guest.domid))
         for operation in storetree.gone(guest.domid, guest.uuid):
             storetree.apply(self._client, [operation])
+        if guest.vm is not None:
+            await guest.vm.grants.released()
         self.release_memory(guest)
         self._daemon.release(guest.domid)
         for port in guest.ports:

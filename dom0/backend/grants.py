@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A guest's granted frames, for the backends in dom0.
+
+A backend names grant references and gets the frames behind them, all of a ring's requests in one batch:
+
+    frames = await grants.pin([(ref, True), ...])
+    ... use frame.data ...
+    await grants.unpin(frames)
+
+The domain's own thread checks and marks the entries (`xen_py.grants`); nothing is accessed without a pin, and a pinned
+frame is neither freed nor used again while the backend works on it. Frames that a backend has written are named to
+the domain before the guest hears of it, because code may have been translated from them: `unpin` does that, and
+`announce` for frames that stay pinned. `PersistentPins` keeps pins from one request to the next.
+
+A guest may end at any moment. What is pinned then stays readable and writable until it is unpinned, and the domain
+stays, dying, as long: see `released`. Owner: the trio thread.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import trio
+
+from dom0.host.grantorders import MOST_PINS
+from xen_py.abi.grant_table import GrantStatus
+from xen_py.memory import GuestMemory
+from xen_py.types import PAGE_SHIFT, PAGE_SIZE, DomId, GrantRef
+
+
+class GuestGone(Exception):
+    """The guest has ended: there is nobody to ask."""
+
+
+class Order(Protocol):
+    """`dom0.host.vm.Vm.order`."""
+
+    def __call__(self, kind: str, *args: object, check: Any) -> Awaitable[Any]: ...
+
+
+@dataclass(eq=False, slots=True)
+class PinnedFrame:
+    """A granted frame, from its pin to its unpin. Only its backend uses it."""
+
+    ref: GrantRef
+    readonly: bool
+    index: int
+    """Frame index in the guest's memory."""
+    data: memoryview
+    """The 4096 bytes, read-only for a read-only pin; released by `unpin`. The guest may change them at any time."""
+    written: bool = False
+    """The backend has changed the frame since this was last told; `write` sets it."""
+    pinned: bool = True
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Put bytes into the frame; ValueError when they do not fit."""
+        if offset < 0 or offset + len(data) > PAGE_SIZE:
+            raise ValueError(f"{len(data)} bytes at {offset} leave the frame")
+        self.written = True
+        self.data[offset : offset + len(data)] = data
+
+
+@dataclass
+class GrantStatistics:
+    pinned: int = 0
+    """Pins held now."""
+    pins: int = 0
+    refused: int = 0
+    batches: int = 0
+
+
+class GuestGrants:
+    """All of one guest's grants that backends use."""
+
+    def __init__(self, domid: DomId, memory: GuestMemory, order: Order) -> None:
+        self.domid = domid
+        self._memory = memory
+        self._order = order
+        self._turn = trio.Lock()
+        self._empty = trio.lowlevel.ParkingLot()
+        self._statistics = GrantStatistics()
+
+    async def pin(self, wants: Sequence[tuple[GrantRef, bool]]) -> list[PinnedFrame | GrantStatus]:
+        """Pin each (reference, read-only): the frame, or why not, in the same order. GuestGone when the guest is.
+
+        Cancellation waits for the answer, so that no pin is left that nobody knows of.
+        """
+        found: list[PinnedFrame | GrantStatus] = []
+        with trio.CancelScope(shield=True):
+            for start in range(0, len(wants), MOST_PINS):
+                batch = wants[start : start + MOST_PINS]
+                try:
+                    found += await self._pin(batch)
+                except BaseException:
+                    await self.unpin(frame for frame in found if isinstance(frame, PinnedFrame))
+                    raise
+        return found
+
+    async def _pin(self, batch: Sequence[tuple[GrantRef, bool]]) -> list[PinnedFrame | GrantStatus]:
+        frames = self._memory.geometry.nr_frames
+
+        def possible(results: Any) -> bool:
+            return (
+                isinstance(results, list)
+                and len(results) == len(batch)
+                and all(type(n) is int and (0 <= n < frames or _is_refusal(n)) for n in results)
+            )
+
+        async with self._turn:
+            results = await self._order("pin", [(ref, bool(readonly)) for ref, readonly in batch], check=possible)
+        found: list[PinnedFrame | GrantStatus] = []
+        for (ref, readonly), index in zip(batch, results, strict=True):
+            if index < 0:
+                self._statistics.refused += 1
+                found.append(GrantStatus(index))
+                continue
+            data = self._memory.bytes[index << PAGE_SHIFT : (index + 1) << PAGE_SHIFT]
+            found.append(PinnedFrame(ref, readonly, index, data.toreadonly() if readonly else data))
+            self._statistics.pins += 1
+            self._statistics.pinned += 1
+        self._statistics.batches += 1
+        return found
+
+    async def unpin(self, frames: Iterable[PinnedFrame]) -> None:
+        """Give frames back, each once; what was written is announced. Also when the guest is gone."""
+        gone = list(frames)
+        if not all(frame.pinned for frame in gone):
+            raise ValueError("a frame is unpinned twice")
+        for frame in gone:
+            frame.pinned = False
+            frame.data.release()
+        with trio.CancelScope(shield=True):
+            for start in range(0, len(gone), MOST_PINS):
+                await self._tell(gone[start : start + MOST_PINS], unpin=True)
+        self._statistics.pinned -= len(gone)
+        if not self._statistics.pinned:
+            self._empty.unpark_all()
+
+    async def announce(self, frames: Iterable[PinnedFrame]) -> None:
+        """Name what was written in frames that stay pinned, before the guest is told by a response."""
+        written = [frame for frame in frames if frame.written]
+        with trio.CancelScope(shield=True):
+            for start in range(0, len(written), MOST_PINS):
+                await self._tell(written[start : start + MOST_PINS], unpin=False)
+
+    async def _tell(self, frames: list[PinnedFrame], *, unpin: bool) -> None:
+        pins = [(frame.ref, frame.readonly) for frame in frames] if unpin else []
+        written = [frame.index for frame in frames if frame.written]
+        for frame in frames:
+            frame.written = False
+        try:
+            async with self._turn:
+                await self._order("unpin", pins, written, check=lambda result: result is None)
+        except GuestGone:
+            pass  # and its marks with it
+        self._statistics.batches += 1
+
+    async def released(self) -> None:
+        """Wait until nothing is pinned."""
+        while self._statistics.pinned:
+            await self._empty.park()
+
+    async def usage(self) -> dict[str, Any]:
+        """What the domain's grant table is used for: `GrantTable.usage` and its maptrack's figures."""
+        async with self._turn:
+            usage: dict[str, Any] = await self._order("grants", check=_is_usage)
+        return usage
+
+    def statistics(self) -> GrantStatistics:
+        return GrantStatistics(**vars(self._statistics))
+
+
+@dataclass
+class _Kept:
+    frame: PinnedFrame
+    uses: int = 0
+
+
+@dataclass
+class PersistentPins:
+    """Pins that outlive requests: a frontend which uses the same grants again and again has them checked once.
+
+    At most `limit` frames that no request uses stay pinned; the ones longest unused go first. The frontend cannot take
+    such a grant back until the backend lets it go, so this is for frontends that said they want it.
+    """
+
+    grants: GuestGrants
+    limit: int
+    _kept: OrderedDict[tuple[GrantRef, bool], _Kept] = field(default_factory=OrderedDict)
+    _turn: trio.Lock = field(default_factory=trio.Lock)
+    _hits: Counter[str] = field(default_factory=Counter)
+
+    async def use(self, wants: Sequence[tuple[GrantRef, bool]]) -> list[PinnedFrame | GrantStatus]:
+        """As `GuestGrants.pin`; `done` gives them back. The same grant may be in use several times."""
+        async with self._turn:
+            kept = [self._kept[want] for want in wants if want in self._kept]
+            for each in kept:
+                each.uses += 1  # so that none goes while we wait
+            new = [want for want in dict.fromkeys(wants) if want not in self._kept]
+            try:
+                pinned = await self.grants.pin(new) if new else []
+            except BaseException:
+                for each in kept:
+                    each.uses -= 1
+                raise
+            answers = dict(zip(new, pinned, strict=True))
+            found: list[PinnedFrame | GrantStatus] = []
+            for want in wants:
+                answer = answers.get(want)
+                if isinstance(answer, GrantStatus):
+                    found.append(answer)
+                    continue
+                if answer is not None:
+                    self._kept.setdefault(want, _Kept(answer)).uses += 1
+                self._hits["reused" if answer is None else "new"] += 1
+                self._kept.move_to_end(want)
+                found.append(self._kept[want].frame)
+        return found
+
+    async def done(self, frames: Iterable[PinnedFrame]) -> None:
+        """A request's frames are used no more: what it wrote is announced, what is too much is unpinned."""
+        used = list(frames)
+        for frame in used:
+            self._kept[frame.ref, frame.readonly].uses -= 1
+        await self.grants.announce(dict.fromkeys(used))
+        idle = [want for want, kept in self._kept.items() if not kept.uses]
+        surplus = idle[: max(0, len(idle) - self.limit)]
+        if surplus:
+            await self.grants.unpin([self._kept.pop(want).frame for want in surplus])
+
+    async def close(self) -> None:
+        """Unpin all; no request uses any."""
+        frames = [kept.frame for kept in self._kept.values()]
+        self._kept.clear()
+        await self.grants.unpin(frames)
+
+    def statistics(self) -> dict[str, int]:
+        return {"kept": len(self._kept), **self._hits}
+
+
+def _is_refusal(n: int) -> bool:
+    return n < 0 and n in GrantStatus._value2member_map_
+
+
+def _is_usage(usage: Any) -> bool:
+    """What `GrantTable.usage` can have said."""
+    if not isinstance(usage, dict):
+        return False
+    numbers = ("frames", "max_frames", "in_use", "revoked", "maptrack_frames", "mappings")
+    return (
+        all(type(usage.get(key)) is int for key in numbers)
+        and _are_rows(usage.get("pinned"), 7)
+        and _are_rows(usage.get("granted"), 4)
+    )
+
+
+def _are_rows(rows: Any, columns: int) -> bool:
+    return isinstance(rows, list) and all(
+        isinstance(row, list) and len(row) == columns and all(isinstance(n, int) for n in row) for row in rows
+    )
