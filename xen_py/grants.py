@@ -198,11 +198,11 @@ class GrantTable:
     # ---- looking, saving ----
 
     def usage(self, rows: int) -> dict[str, Any]:
-        """Who granted what to whom, and what is pinned, as plain data; at most `rows` entries one by one.
+        """Who granted what to whom, and what is pinned, as plain data; at most `rows` lines of each.
 
         `pinned` has (ref, user, MFN, pin, grantee, frame, flags) of the first pinned entries; `granted` sums up all
-        entries: (grantee, read-only, entries, how many of them are pinned). Pinned entries that the guest has taken
-        back without waiting are under the domain that uses them, and `revoked` counts them.
+        entries: (grantee, read-only, entries, how many of them are pinned), less the `unlisted` ones. Pinned entries
+        that the guest has taken back without waiting are under the domain that uses them; `revoked` counts them.
         """
         words = self._words[self._table : self._table + self.entries].tolist()
         summary: dict[tuple[int, bool], list[int]] = {}
@@ -221,7 +221,8 @@ class GrantTable:
             (ref, act.domid, self._frames.mfn(act.index), act.pin, *_columns(words[ref]))
             for ref, act in sorted(self.active.items())[:rows]
         ]
-        granted = [(domid, readonly, *sums) for (domid, readonly), sums in sorted(summary.items())]
+        most = sorted(summary.items(), key=lambda item: -item[1][0])
+        granted = sorted((domid, readonly, *sums) for (domid, readonly), sums in most[:rows])
         return {
             "frames": self.nr_frames,
             "max_frames": GRANT_FRAMES,
@@ -229,6 +230,7 @@ class GrantTable:
             "revoked": revoked,
             "pinned": pinned,
             "granted": granted,
+            "unlisted": sum(sums[0] for _, sums in most[rows:]),
         }
 
     def statistics(self) -> dict[str, int]:

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 
 import trio
 
-from dom0.host.grantorders import MOST_PINS
+from dom0.host.grantorders import MOST_PINS, USAGE_ROWS
 from xen_py.abi.grant_table import GrantStatus
 from xen_py.memory import GuestMemory
 from xen_py.types import PAGE_SHIFT, PAGE_SIZE, DomId, GrantRef
@@ -249,7 +249,7 @@ def _is_usage(usage: Any) -> bool:
     """What `GrantTable.usage` can have said."""
     if not isinstance(usage, dict):
         return False
-    numbers = ("frames", "max_frames", "in_use", "revoked", "maptrack_frames", "mappings")
+    numbers = ("frames", "max_frames", "in_use", "revoked", "unlisted", "maptrack_frames", "mappings")
     return (
         all(type(usage.get(key)) is int for key in numbers)
         and _are_rows(usage.get("pinned"), 7)
@@ -258,6 +258,6 @@ def _is_usage(usage: Any) -> bool:
 
 
 def _are_rows(rows: Any, columns: int) -> bool:
-    return isinstance(rows, list) and all(
+    return (isinstance(rows, list) and len(rows) <= USAGE_ROWS) and all(
         isinstance(row, list) and len(row) == columns and all(isinstance(n, int) for n in row) for row in rows
     )

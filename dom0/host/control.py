@@ -56,6 +56,7 @@ class ControlServer:
             "host.hello": self._hello,
             "host.info": self._info,
             "host.dmesg": self._dmesg,
+            "host.debug_keys": self._debug_keys,
             "host.stop": self._stop,
             "domain.create": self._create,
             "domain.list": self._list,
@@ -128,6 +129,9 @@ class ControlServer:
 
     async def _dmesg(self, params: Params, _answer: _Answer) -> Any:
         return self._machine.messages.text(clear=bool(params.get("clear")))
+
+    async def _debug_keys(self, params: Params, _answer: _Answer) -> Any:
+        await self._machine.debug_keys.press(_text(params, "keys"))
 
     async def _stop(self, _params: Params, _answer: _Answer) -> Any:
         """The answer goes out first, see `_dispatch`."""

@@ -17,7 +17,7 @@ from xen_py.types import DomId
 MOST_PINS = 1024
 """Grants in one order."""
 USAGE_ROWS = 256
-"""Entries in use that a report lists one by one."""
+"""Lines of a report on grants: entries in use, and domains granted to."""
 _DOM0 = DomId(0)
 
 

@@ -26,6 +26,7 @@ import trio
 
 from dom0.backend.console import Console, ConsoleClosed, LogReader
 from dom0.host.assembly import make_domain
+from dom0.host.debugkeys import DebugKeys
 from dom0.host.spawn import ProcessSpawner, Spawner, TemplateProcess, ThreadSpawner
 from dom0.host.switchboard import Switchboard
 from dom0.host.vmprocess import MakeDomain
@@ -130,6 +131,7 @@ class Machine:
         self.switchboard = Switchboard()
         self.daemon = Daemon()
         self.toolstack = Toolstack(nursery, spawner, self.switchboard, self.daemon, self.messages, rundir)
+        self.debug_keys = DebugKeys(self.toolstack.grant_tables, self.messages.hypervisor)
         self._consoles: list[GuestConsole] = []
 
     @property

@@ -19,6 +19,7 @@ from typing import Any
 import attrs
 import trio
 
+from dom0.backend.grants import GuestGrants
 from dom0.builder.errors import BuildError
 from dom0.host.spawn import Spawner, SpawnError
 from dom0.host.switchboard import Switchboard
@@ -321,6 +322,10 @@ class Toolstack:
     def vcpus(self, domid: int) -> list[dict[str, Any]]:
         """`domain.vcpus`."""
         return domain0.vcpus() if domid == 0 else self.find(domid).vcpus()
+
+    def grant_tables(self) -> list[tuple[DomId, GuestGrants]]:
+        """The grants of every guest that has come so far as to have some."""
+        return [(domid, guest.vm.grants) for domid, guest in sorted(self.domains.items()) if guest.vm is not None]
 
     def _dom0_memory_kb(self) -> int:
         """Domain-0 has what guests have not and cannot have: everything else that runs on this machine."""

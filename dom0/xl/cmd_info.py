@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Commands about the host: info, dmesg. They start one where none runs."""
+"""Commands about the host: info, dmesg, debug-keys. They start one where none runs."""
 
 from __future__ import annotations
 
 from dom0.toolstack.text import printable
 from dom0.xl import formats
-from dom0.xl.client import HostUnavailable
-from dom0.xl.options import read_options
+from dom0.xl.client import HostError, HostUnavailable
+from dom0.xl.options import no_options, read_options
 from dom0.xl.session import EXIT_FAILURE, EXIT_SUCCESS, Session, Stop
 
 
@@ -33,4 +33,16 @@ def dmesg(session: Session, words: list[str]) -> int:
         text = str(client.call("host.dmesg", {"clear": bool(options)}))
     for line in text.splitlines():
         session.out(printable(line.expandtabs()))
+    return EXIT_SUCCESS
+
+
+def debug_keys(session: Session, words: list[str]) -> int:
+    """`xl debug-keys KEYS`; what they print is for `xl dmesg`."""
+    (keys, *_) = no_options(session, "debug-keys", words, 1)
+    with session.connect(start=True) as client:
+        try:
+            client.call("host.debug_keys", {"keys": keys})
+        except HostError as error:
+            session.log([error.message])
+            raise Stop(EXIT_FAILURE, f"cannot send debug keys: {keys}") from error
     return EXIT_SUCCESS

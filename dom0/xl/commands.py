@@ -138,7 +138,9 @@ TABLE: tuple[Spec, ...] = (
     *_later("""
         M | trigger | <Domain> <nmi|reset|init|power|sleep|s3resume> [<VCPU>] | Send a guest an NMI, reset, ...
         M | sysrq | <Domain> <letter> | Send a guest's kernel a magic SysRq letter
-        M | debug-keys | <Keys> | Have the hypervisor print what it knows
+    """),
+    Spec("debug-keys", "<Keys>", "Send debug keys to Xen", "cmd_info:debug_keys", modifies=True),
+    *_later("""
         M | set-parameters | <Params> | Change the hypervisor's parameters
     """),
     Spec("dmesg", "[-c]", "Read and/or clear dmesg buffer", "cmd_info:dmesg",

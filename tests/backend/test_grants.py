@@ -358,7 +358,7 @@ async def test_a_domain_that_answers_nonsense_is_ended(answer: Any) -> None:
 
 
 GOOD_USAGE = {
-    **dict.fromkeys(("frames", "max_frames", "in_use", "revoked", "maptrack_frames", "mappings"), 1),
+    **dict.fromkeys(("frames", "max_frames", "in_use", "revoked", "unlisted", "maptrack_frames", "mappings"), 1),
     "pinned": [[1] * 7],
     "granted": [[0, True, 1, 1]],
 }
@@ -376,6 +376,7 @@ GOOD_USAGE = {
         ("grants", GOOD_USAGE | {"frames": "1"}, False),
         ("grants", GOOD_USAGE | {"pinned": [[1] * 6]}, False),
         ("grants", GOOD_USAGE | {"pinned": ["1234567"]}, False),
+        ("grants", GOOD_USAGE | {"pinned": [[1] * 7] * 257}, False),
         ("grants", GOOD_USAGE | {"granted": [[0, 1, 1, "x"]]}, False),
         ("grants", {}, False),
         ("grants", [], False),

@@ -86,6 +86,8 @@ async def test_every_method() -> None:
             assert await console.receive_some(100) == b""
         assert len(await host.call("domain.list")) == 1
         assert await host.call("host.dmesg", clear=True) == ""
+        assert await host.call("host.debug_keys", keys="g") is None
+        assert "gnttab_usage_print_all ] done" in await host.call("host.dmesg")
         await host.call("host.stop")
         await host.stopped.wait()
 

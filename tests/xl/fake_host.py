@@ -132,6 +132,9 @@ class FakeHost:
     def host_dmesg(self, clear: bool) -> str:
         return f"(XEN) clear={clear}\n(d3) \x1b[31mred\n"
 
+    def host_debug_keys(self, keys: str) -> None:
+        pass
+
     def domain_list(self) -> list[dict[str, Any]]:
         return list(self.domains.values())
 

@@ -119,6 +119,15 @@ def test_dmesg(host: FakeHost, xl: Xl) -> None:
     assert xl("dmesg", "--clear").out.startswith("(XEN) clear=True\n")
 
 
+def test_debug_keys(host: FakeHost, xl: Xl) -> None:
+    assert xl("debug-keys", "gh") == (0, "", "")
+    assert host.asked[-1] == ("host.debug_keys", {"keys": "gh"})
+    host.refusals["host.debug_keys"] = Refused("no")
+    result = xl("debug-keys", "g")
+    assert (result.status, result.err.splitlines()[-1]) == (1, "cannot send debug keys: g")
+    assert xl("debug-keys").status != 0
+
+
 # Commands that act
 
 

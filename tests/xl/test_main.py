@@ -22,7 +22,7 @@ def test_every_command_of_xl_is_known() -> None:
     assert sum(spec.can_dry_run for spec in TABLE) == 12
     assert [spec.name for spec in TABLE if spec.run] == [
         "create", "list", "destroy", "shutdown", "reboot", "pause", "unpause", "console", "vcpu-list", "vm-list",
-        "info", "domid", "domname", "rename", "dmesg", "uptime",
+        "info", "domid", "domname", "rename", "debug-keys", "dmesg", "uptime",
     ]  # fmt: skip
 
 
