@@ -21,7 +21,8 @@ A paravirtual device has two halves in two domains. Each shows its state in the 
 two numbers alone they find together, part, and find together again. This page says what each half does in every
 situation. It is made from the tables that xen-py runs on (`xen_py/io/xenbus.py`, `xen_py/io/xenbus_toolstack.py`) by
 `docs/xenbus_page.py`; the tests run both halves of the table against each other through every interleaving, with
-closes, failures, restarts and deaths at every moment.
+closes, failures, restarts and deaths at every moment, and each half against models of Linux's (netfront, blkfront,
+netback, blkback), Windows' and QEMU's.
 
 ## States
 

@@ -9,7 +9,7 @@ import pytest
 
 from docs.xenbus_page import PAGE, page
 from tests.io.xenbus_model import World, begin, moves
-from xen_py.io.xenbus import TABLE, Do, Event, Side, State, next_action, parse_state
+from xen_py.io.xenbus import ACTIONS, TABLE, Do, Event, Side, State, next_action, parse_state
 from xen_py.io.xenbus_toolstack import TOOLSTACK, Happening, Phase
 
 F, B = Side.FRONTEND, Side.BACKEND
@@ -121,19 +121,18 @@ def closed(world: World) -> bool:
 
 
 def in_use(world: World) -> bool:
-    """The frontend cannot let go: it is served on, unless the device was taken by force."""
+    """The frontend cannot let go: it is served on, unless the device was taken by force or the backend is not there."""
     front, back = world.front, world.back
     waits = world.in_use and front.alive and front.action is not None and front.action.do is Do.DISCONNECT
-    served = back.rings == front.rings or back.state in (State.CLOSED, State.UNKNOWN)
-    return waits and (served or world.lost_service)
+    return waits and (back.rings == front.rings or front.state is State.UNKNOWN or world.lost_service)
 
 
-def search(incidents: frozenset[str]) -> tuple[int, list[World]]:
+def search(incidents: frozenset[str], published: State = State.INITIALISED) -> tuple[int, list[World]]:
     """All worlds reachable with these incidents: how many, and those where nothing moves any more.
 
     No way may lead round in a circle: as incidents happen once, that would be the two halves chasing each other.
     """
-    start = begin(incidents)
+    start = begin(incidents, published)
     colours: dict[World, bool] = {start: False}  # True: everything after it has been seen
     ends = []
     stack = [(start, iter(moves(start)), True)]
@@ -164,8 +163,9 @@ SCENARIOS += [frozenset(names) for names in combinations(CORE, 3)]
 
 
 @pytest.mark.parametrize("incidents", SCENARIOS, ids=lambda names: ", ".join(sorted(names)) or "nothing happens")
-def test_the_halves_always_get_somewhere(incidents: frozenset[str]) -> None:
-    _, ends = search(incidents)
+@pytest.mark.parametrize("published", [State.INITIALISED, State.CONNECTED])
+def test_the_halves_always_get_somewhere(incidents: frozenset[str], published: State) -> None:
+    _, ends = search(incidents, published)
     assert ends
     for end in ends:
         both_want = end.front.wish is end.back.wish is Event.WANTED and end.front.alive and end.back.alive
@@ -175,6 +175,28 @@ def test_the_halves_always_get_somewhere(incidents: frozenset[str]) -> None:
             assert closed(end) or in_use(end), end
     if incidents <= HARMLESS:
         assert all(connected(end) for end in ends)
+
+
+@pytest.mark.parametrize(
+    ("cell", "code", "incidents"),
+    [
+        ((B, State.INIT_WAIT, State.CLOSING, Event.WANTED), ".", {"frontend closes"}),
+        ((F, State.CLOSED, State.CLOSING, Event.UNWANTED), "fre", {"frontend closes"}),
+        ((F, State.INITIALISING, State.CONNECTED, Event.WANTED), "pub", {"kexec"}),
+        ((B, State.CLOSING, State.CLOSING, Event.UNWANTED), "dis", {"unplug", "never released"}),
+        ((F, State.CLOSED, State.CLOSED, Event.RESTING), "new", {"backend fails"}),
+        ((B, State.RECONFIGURED, State.CONNECTED, Event.WANTED), ".", {"frontend reconfigures"}),
+    ],
+)
+def test_the_search_finds_a_mistake_in_the_table(
+    monkeypatch: pytest.MonkeyPatch,
+    cell: tuple[Side, State, State, Event],
+    code: str,
+    incidents: set[str],
+) -> None:
+    monkeypatch.setitem(TABLE, cell, ACTIONS[code])
+    with pytest.raises(AssertionError):
+        test_the_halves_always_get_somewhere(frozenset(incidents), State.INITIALISED)
 
 
 def test_the_page_is_what_the_tables_say() -> None:

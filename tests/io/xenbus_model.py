@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from xen_py.io.xenbus import TABLE, Action, Do, Event, Side, State
+from xen_py.io.xenbus import Action, Do, Event, Side, State, next_action
 
 CLEAN, LOOK, WORK, COMMIT = range(4)
 TIMEOUTS = 3
@@ -42,6 +42,7 @@ class World(NamedTuple):
     generation: int = 1
     named: int = 0  # the generation whose references are in the store
     in_use: bool = False
+    published: State = State.INITIALISED  # where a frontend goes after PUBLISH
     lost_service: bool = False  # the backend has failed or started anew, so the last user may wait for an answer
 
 
@@ -49,8 +50,9 @@ class Unsafe(AssertionError):
     """A half did what must never happen."""
 
 
-def begin(incidents: frozenset[str]) -> World:
-    return World(Half(), Half(), incidents, in_use="release" in incidents or "never released" in incidents)
+def begin(incidents: frozenset[str], published: State) -> World:
+    in_use = "release" in incidents or "never released" in incidents
+    return World(Half(), Half(), incidents, in_use=in_use, published=published)
 
 
 def moves(world: World) -> Iterator[tuple[str, World]]:
@@ -68,7 +70,7 @@ def moves(world: World) -> Iterator[tuple[str, World]]:
         for side in Side:
             half, other = _pair(world, side)
             if half.phase == CLEAN and half.alive and not half.over and half.timeouts:
-                action = TABLE[side, half.state, other.state, Event.TIMEOUT]
+                action = next_action(side, half.state, other.state, Event.TIMEOUT)
                 if action.do is not Do.WAIT:
                     changed = half._replace(
                         phase=WORK, action=action, event=Event.TIMEOUT, disturbed=False, timeouts=half.timeouts - 1
@@ -97,7 +99,7 @@ def _half_moves(world: World, side: Side) -> Iterator[tuple[str, World]]:
         return
     name = f"{side.value} "
     if half.phase == LOOK:
-        yield name + "looks", _with(world, side, _look(side, half, other))
+        yield name + "looks", _with(world, side, _look(world.published, side, half, other))
     elif half.phase == WORK:
         assert half.action is not None
         if world.in_use and side is Side.FRONTEND and half.action.do is Do.DISCONNECT and half.up:
@@ -110,12 +112,11 @@ def _half_moves(world: World, side: Side) -> Iterator[tuple[str, World]]:
         yield name + "commits", _commit(world, side, half, other)
 
 
-def _look(side: Side, half: Half, other: Half) -> Half:
+def _look(published: State, side: Side, half: Half, other: Half) -> Half:
     event = Event.GONE if not other.alive else Event.FAILED if half.failed else half.wish
-    action = TABLE[side, half.state, other.state, event]
-    half = half._replace(failed=False)
+    action = next_action(side, half.state, other.state, event, published)
     if event is half.wish and half.reconfigure and action.switch_to is None:
-        asked = TABLE[side, half.state, other.state, Event.RECONFIGURE]
+        asked = next_action(side, half.state, other.state, Event.RECONFIGURE)
         if asked.do is not Do.WAIT:
             event, action, half = Event.RECONFIGURE, asked, half._replace(reconfigure=False)
     if action.do is Do.WAIT and action.wish is None:
@@ -159,8 +160,10 @@ def _commit(world: World, side: Side, half: Half, other: Half) -> World:
         return _with(world, side, half._replace(phase=LOOK, action=None, disturbed=False))
     wish = action.wish if action.wish is not None and half.wish is not Event.UNWANTED else half.wish
     switched = action.switch_to is not None and action.switch_to is not half.state
-    look = switched or half.disturbed or wish is not half.wish or half.failed or half.event is Event.FAILED
+    failed = half.event is Event.FAILED or (half.failed and other.alive)
+    look = switched or half.disturbed or wish is not half.wish or failed
     half = half._replace(
+        failed=half.failed and half.event is not Event.FAILED,
         phase=LOOK if look else CLEAN,
         action=None,
         wish=wish,
@@ -209,7 +212,7 @@ def _incident(world: World, incident: str) -> World | None:
         return world._replace(front=gone, back=_poked(back))
     if incident == "backend dies" and back.alive:
         gone = Half(state=State.UNKNOWN, alive=False, phase=CLEAN)
-        return world._replace(back=gone, front=_poked(front))
+        return world._replace(back=gone, front=_poked(front), lost_service=True)
     if incident == "backend restarts" and back.alive and not back.over and back.state is not State.UNKNOWN:
         wish = Event.UNWANTED if back.wish is Event.UNWANTED else Event.WANTED  # online stays as it is
         return world._replace(back=Half(wish=wish), front=_poked(front), lost_service=True)

@@ -9,9 +9,10 @@ How a driver's loop uses it:
 
 - *When to look*: whenever one of the two `state` nodes or a wish changes, after each action that switches or changes
   the wish, and after FAILED.
-- *Which event*: GONE while the other end's domain is dead; else FAILED once if a step of ours failed or the other end
-  sent nonsense; else our wish, which is WANTED, RESTING or UNWANTED. Only where the wish has nothing to switch:
-  RECONFIGURE while something is to be negotiated anew, and TIMEOUT once if nothing has moved for too long.
+- *Which event*: GONE while the other end's domain is dead; else FAILED, if a step of ours failed or the other end sent
+  nonsense, until the action for it has been carried out to its end; else our wish, which is WANTED, RESTING or
+  UNWANTED. Only where the wish has nothing to switch: RECONFIGURE while something is to be negotiated anew, and TIMEOUT
+  once if nothing has moved for too long.
   An action may change the wish (`wish`), but never that of a half that is UNWANTED.
 - *Whose wish*: a frontend is UNWANTED when its driver goes or its domain shuts down, or after it failed, until its user
   asks again (WANTED); a backend when `online` is 0. A frontend that followed the backend into closing is RESTING until
@@ -30,7 +31,7 @@ Pure data; anyone may use it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
 
 
@@ -217,7 +218,7 @@ _GRIDS: dict[Side, dict[Event, str]] = {
             pre  pre  pre  pre  pre  pre  pre  pre  pre
             clr  clr  clr  con  con  cg   dis  con  con
             clr  clr  clr  con  con  cg   dis  con  con
-            dis  dcg  dcg  .    up   cg   dis  red  .
+            dis  dcg  dcg  .    .    cg   dis  red  .
             dis  dis  dis  .    .    .    dis  .    .
             .    pre  pre  .    .    cg   .    .    .
             dis  dcg  dcg  .    .    cg   dis  red  cn
@@ -304,9 +305,18 @@ CODES: dict[tuple[Side, State, State, Event], str] = {
 TABLE: dict[tuple[Side, State, State, Event], Action] = {cell: ACTIONS[code] for cell, code in CODES.items()}
 
 
-def next_action(side: Side, ours: State, theirs: State, event: Event) -> Action:
-    """What the half on this side does now."""
-    return TABLE[side, ours, theirs, event]
+def next_action(
+    side: Side, ours: State, theirs: State, event: Event, published: State = State.INITIALISED
+) -> Action:
+    """What the half on this side does now.
+
+    `published` is where a frontend goes after PUBLISH. Network devices go straight to CONNECTED, which is what their
+    backends wait for, and bring the device up when the backend is there too.
+    """
+    action = TABLE[side, ours, theirs, event]
+    if action.do is Do.PUBLISH and published is not State.INITIALISED:
+        return replace(action, switch_to=published)
+    return action
 
 
 def parse_state(text: bytes | None) -> State:
