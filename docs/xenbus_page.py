@@ -46,7 +46,9 @@ The nodes are `/local/domain/<F>/device/<type>/<id>/state` and `/local/domain/<B
    and after a failure. It reads both states; nothing is inferred from the order in which watches fire.
 2. An action is a step and then, mostly, a switch. Steps do nothing where there is nothing to do. The switch is made in
    one store transaction that reads both states again; if either was written since the half looked, it writes nothing
-   and looks again. What the other half has published is read in such a transaction too.
+   and looks again. What the other half has published is read in such a transaction too. A step that has to wait (for
+   the device's last user, for the hotplug script that the toolstack runs after InitWait) is broken off when a state is
+   written, to look again.
 3. Closing is announced (5), then done (6). The backend serves the rings until the frontend is Closed, so that the
    frontend's users can finish; the frontend revokes its grants only when the backend is Closed or gone.
 4. Any state of the other half may come at any time: Windows frontends close before they connect, Linux frontends go

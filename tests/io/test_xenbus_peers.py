@@ -161,8 +161,8 @@ def follow(now: Meeting, side: Side, turn: Turn) -> Iterator[tuple[str, Meeting]
             continue
         after = world.front if side is Side.FRONTEND else world.back
         stale = now.stale or after.state is not mine.state
-        foreign = world.back if side is Side.FRONTEND else world.front
-        if foreign.phase != CLEAN:  # our switch has poked the mirror
+        mirror = world.back if side is Side.FRONTEND else world.front
+        if mirror.phase != CLEAN:  # our switch has poked the mirror
             world = _mirror_keeping(world, side, now.foreign)
         yield name, now._replace(world=world, stale=stale)
     online = now.world.back.wish is not Event.UNWANTED

@@ -63,19 +63,19 @@ def moves(world: World) -> Iterator[tuple[str, World]]:
             quiet = False
             yield name, after
     for incident in world.incidents:
-        after = _incident(world, incident)
-        if after is not None:
-            yield incident, after._replace(incidents=world.incidents - {incident})
+        changed = _incident(world, incident)
+        if changed is not None:
+            yield incident, changed._replace(incidents=world.incidents - {incident})
     if quiet:
         for side in Side:
             half, other = _pair(world, side)
             if half.phase == CLEAN and half.alive and not half.over and half.timeouts:
                 action = next_action(side, half.state, other.state, Event.TIMEOUT)
                 if action.do is not Do.WAIT:
-                    changed = half._replace(
+                    waited = half._replace(
                         phase=WORK, action=action, event=Event.TIMEOUT, disturbed=False, timeouts=half.timeouts - 1
                     )
-                    yield f"{side.value} times out", _with(world, side, changed)
+                    yield f"{side.value} times out", _with(world, side, waited)
 
 
 def _pair(world: World, side: Side) -> tuple[Half, Half]:

@@ -20,7 +20,8 @@ How a driver's loop uses it:
 - *How to act*: first the step (`do`), each of which does nothing where there is nothing to do; then, in one store
   transaction, read both states and write the new one. If either was written since we looked, write nothing: look again.
   A step that waits (DISCONNECT, for the device's last user) is broken off when a state is written, to look again.
-  CONNECT reads what the other end published in a transaction with both states, for the same reason.
+  CONNECT reads what the other end published in a transaction with both states, for the same reason. A backend whose
+  device needs a hotplug script waits in CONNECT for `hotplug-status`: the toolstack runs the script after InitWait.
 - A state node of ours that is missing (UNKNOWN) was deleted by the toolstack and is never written again.
 
 Sources: xen/include/public/io/xenbus.h and libxl (states, removal); netback's, blkback's and QEMU's ways through the
@@ -71,7 +72,7 @@ class Do(Enum):
 
     WAIT = "nothing"
     SWITCH = "only show the new state"
-    PREPARE = "backend: open what stands behind the device, write features; hotplug script"
+    PREPARE = "backend: open what stands behind the device, write features"
     PUBLISH = "frontend: allocate rings and event channels, write their references"
     CONNECT = "backend: map the rings, write the device's properties; frontend: read them, bring the device up"
     RECONFIGURE = "write, or read and apply, what changed"
