@@ -242,3 +242,23 @@ def test_traps_and_returns(pair: Pair, seed: int) -> None:
             pair.go({R.RIP: USER_VA + code, R.RDI: 0x9999000, R.RSP: USER_VA + 0x1800, R.RFLAGS: flags, R.RAX: 1})
         if pair.fast.domain.shutdown is not None:
             return
+
+
+@pytest.mark.parametrize("code", ["fa", "fb", "e442", "66e542", "e542", "ec", "66ed", "ed", "ee", "f4", "6c", "0f06"])
+@pytest.mark.parametrize("iopl", [0, 1, 3])
+@pytest.mark.parametrize("user", [False, True])
+def test_privileged_instructions(pair: Pair, code: str, iopl: int, user: bool) -> None:
+    for m in pair.both:
+        v = m.domain.vcpus[0]
+        v.iopl = iopl << 12
+        v.traps[traps.GP] = TrapGate(VA(CODE, FAULT_TARGET), 0xE033, 0)
+        v.event_callback = 0
+        m.put(CODE, bytes.fromhex(code) + END, 0x80)
+        m.put(USER_CODE, bytes.fromhex(code) + END, 0x80)
+        m.domain.space.written_from_outside(CODE)
+        m.domain.space.written_from_outside(USER_CODE)
+        if user:
+            traps.toggle_mode(m.domain, v)
+    registers = {R.RAX: 0x1122334455667788, R.RDX: 0x1234, R.RFLAGS: 0x202, R.RDI: VA(DATA, 0x900)}
+    stack = USER_VA + 0x1800 if user else VA(DATA, 0xD00)
+    pair.go(registers | {R.RIP: USER_VA + 0x80 if user else VA(CODE, 0x80), R.RSP: stack})

@@ -32,6 +32,8 @@ static void on_exception(uc_engine *uc, uint32_t vector, void *user)
     *e->old_exception = -1;
     if (vector == 14 && !*e->exception_is_int && e->fast.vcpu && xpy_fast_page_fault(e))
         return;
+    if (vector == 13 && !*e->exception_is_int && e->fast.vcpu && xpy_fast_privileged(e))
+        return;
     e->r.kind = *e->exception_is_int ? XPY_SOFTINT : XPY_EXCEPTION;
     e->r.vector = vector;
     e->uc_emu_stop(uc);
@@ -66,14 +68,16 @@ static void port_io(struct xpy_engine *e)
 static uint32_t on_in(uc_engine *uc, uint32_t port, int size, void *user)
 {
     (void)uc, (void)port, (void)size;
-    port_io(user);
-    return 0;
+    if (!xpy_fast_io(user))
+        port_io(user);
+    return 0xffffffffu; /* no port is there */
 }
 
 static void on_out(uc_engine *uc, uint32_t port, int size, uint32_t value, void *user)
 {
     (void)uc, (void)port, (void)size, (void)value;
-    port_io(user);
+    if (!xpy_fast_io(user))
+        port_io(user);
 }
 
 static int on_cpuid(uc_engine *uc, void *user)

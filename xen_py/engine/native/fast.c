@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * The most frequent exits, dealt with inside the emulator's loop: guest syscalls and page faults bounced to the guest
- * kernel, event upcalls, iret, changes of L1 entries, changes of the root, small flushes, and multicalls of these.
+ * kernel, event upcalls, iret, changes of L1 entries, changes of the root, small flushes, multicalls of these, and
+ * what a guest with the I/O privilege may do: ports (none is there), cli and sti.
  *
- * The readable reference is Python: xen_py/traps.py, xen_py/mmu.py, xen_py/guestmem.py and hypercalls/mmu.py, and a test
- * compares the two. This code works on the same arrays. It does the plain cases only: at anything else, an error above
+ * The readable reference is Python: xen_py/traps.py, xen_py/mmu.py, xen_py/guestmem.py, xen_py/privop.py and
+ * hypercalls/mmu.py, and a test compares the two. This code works on the same arrays. It does the plain cases only: at anything else, an error above
  * all, it answers false having changed nothing that doing the whole call again in Python would not set right (writing
  * an entry that is there already, or loading the root that is loaded, changes nothing), and Python does it.
  */
@@ -168,7 +169,8 @@ static bool bounce(struct xpy_engine *e, uint64_t rip, uint64_t flags, uint64_t 
     frame += n - 5;
     frame[0] = rip;
     frame[1] = cs | (uint64_t)info[1] << 32;
-    frame[2] = (flags & ~(uint64_t)(F_IF | F_IOPL)) | v->iopl | (info[1] ? 0 : F_IF);
+    frame[2] = (flags & ~(uint64_t)(F_IF | F_IOPL)) | (e->fast.architectural_iopl ? v->iopl : 0) |
+               (info[1] ? 0 : F_IF);
     frame[3] = cpu->regs[4];
     frame[4] = cpu->segs[XPY_SS].selector;
     if (mask_events)
@@ -596,5 +598,26 @@ bool xpy_fast_page_fault(struct xpy_engine *e)
         return false;
     words(e)[(v->info_offset + 16) / 8] = address;
     e->fast.page_faults++;
+    return true;
+}
+
+/* Whether the guest's I/O privilege level lets it touch ports and the interrupt flag; its port bitmap is Python's. */
+static bool iopl_allows(const struct xpy_engine *e)
+{
+    const struct xpy_vcpu *v = e->fast.vcpu;
+
+    return v->iopl >> 12 >= (v->kernel_mode ? (e->fast.architectural_iopl ? 0 : 1) : 3);
+}
+
+bool xpy_fast_io(const struct xpy_engine *e) { return e->fast.vcpu && iopl_allows(e); }
+
+/* A #GP: cli and sti, which do nothing, as events are masked elsewhere. rip is on the instruction. */
+bool xpy_fast_privileged(struct xpy_engine *e)
+{
+    const uint8_t *code = *e->error_code ? NULL : guest(e, e->cpu->eip, false);
+
+    if (!code || (*code != 0xfa && *code != 0xfb) || !iopl_allows(e) || (read_flags(e) & F_TF))
+        return false;
+    e->cpu->eip++;
     return true;
 }

@@ -212,5 +212,7 @@ void xpy_use_root(struct xpy_engine *e, uint64_t cr3);
 /* fast.c: true when the exit was dealt with and the guest can go on */
 bool xpy_fast_syscall(struct xpy_engine *e);
 bool xpy_fast_page_fault(struct xpy_engine *e);
+bool xpy_fast_privileged(struct xpy_engine *e);
+bool xpy_fast_io(const struct xpy_engine *e);
 
 #endif
