@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Whoever runs the compiler below: nothing of it goes to the user's home.
+export ZIG_GLOBAL_CACHE_DIR := $(CURDIR)/build/native/zig-cache
 
 .PHONY: help demo test lint bench soak native clean
 
