@@ -49,7 +49,9 @@ class MappingModel(RuleBasedStateMachine):
         for pfn in PLACES:
             assert self.machine.call(Hypercall.UPDATE_VA_MAPPING, VA(pfn), 0, 2) == 0
         self.start = {pfn: counts(self.machine, pfn) for pfn in range(PAGES)}
-        self.entries = dict.fromkeys(REFS, (0, FREE))
+        self.entries = {ref: (PERMIT, FRAMES[ref % 3]) for ref in REFS}
+        for ref, (flags, pfn) in self.entries.items():
+            grant(self.machine, ref, pfn, ME, flags)
         self.handles: dict[int, tuple[int, int, int]] = {}
         """handle -> ref, flags, pfn"""
 
@@ -58,7 +60,7 @@ class MappingModel(RuleBasedStateMachine):
 
     refs, places = st.sampled_from(REFS), st.sampled_from(PLACES)
     kinds = st.sampled_from([HOST, HOST | RO, DEVICE, DEVICE | RO, HOST | DEVICE, HOST | DEVICE | RO])
-    handle_numbers = st.integers(0, 6)
+    choices = st.integers(0, 4)
 
     def mapped_at(self, place: int) -> tuple[int | None, int]:
         """Which PFN the guest sees at a place, and whether writable."""
@@ -100,12 +102,34 @@ class MappingModel(RuleBasedStateMachine):
             if kind & HOST:
                 assert self.mapped_at(place) == (pfn, 0 if kind & RO else RW)
 
-    @rule(handle=handle_numbers, place=places, bus_of=st.sampled_from([None, *FRAMES]), named=st.booleans())
-    def unmap(self, handle: int, place: int, bus_of: int | None, named: bool) -> None:
+    @rule(
+        choice=choices,
+        place=places,
+        found=st.booleans(),
+        bus_of=st.sampled_from([None, -1, *FRAMES]),
+        named=st.booleans(),
+    )
+    def unmap(self, choice: int, place: int, found: bool, bus_of: int | None, named: bool) -> None:
+        """`found` and a `bus_of` of -1 are what the handle was given, the rest what comes."""
+        handle = self.chosen(choice)
+        if found:
+            place = self.place_of(handle, place)
+        if bus_of == -1:
+            bus_of = self.handles.get(handle, (0, 0, FREE))[2]
         expected, rest = self.expect_unmap(handle, place if named else None, bus_of)
         bus = 0 if bus_of is None else self.machine.mfn(bus_of) << 12
         assert unmap(self.machine, handle, VA(place) if named else 0, bus) == expected
         self.forget(handle, rest)
+
+    def chosen(self, choice: int) -> int:
+        """One of the oldest handles, or one that is none."""
+        handles = sorted(self.handles)[:4]
+        return handles[choice % len(handles)] if handles and choice < 4 else 5000
+
+    def place_of(self, handle: int, place: int) -> int:
+        """Where that handle's frame is seen, if it is, else `place`."""
+        pfn = self.handles[handle][2] if handle in self.handles else None
+        return next((each for each in PLACES if self.mapped_at(each)[0] == pfn), place)
 
     def expect_unmap(self, handle: int, place: int | None, bus_of: int | None) -> tuple[int, int]:
         """The status, and what the handle is still mapped for afterwards."""
@@ -128,8 +152,11 @@ class MappingModel(RuleBasedStateMachine):
             if rest & (HOST | DEVICE):
                 self.handles[handle] = (ref, rest, pfn)
 
-    @rule(handle=handle_numbers, place=places, other=places)
-    def replace(self, handle: int, place: int, other: int) -> None:
+    @rule(choice=choices, place=places, found=st.booleans(), other=places)
+    def replace(self, choice: int, place: int, found: bool, other: int) -> None:
+        handle = self.chosen(choice)
+        if found:
+            place = self.place_of(handle, place)
         expected, rest = self.expect_unmap(handle, place, None)
         moves = handle in self.handles and bool(self.handles[handle][1] & HOST)
         if moves and place == other:
@@ -181,5 +208,5 @@ class MappingModel(RuleBasedStateMachine):
         assert self.machine.domain.maptrack.statistics()["mappings"] == len(self.handles)
 
 
-MappingModel.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+MappingModel.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestMappingModel = MappingModel.TestCase
