@@ -297,6 +297,11 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def waited_seconds(pid: int) -> float:
+    """Time the main thread of a process could have run but was not given a processor."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+
+
 def memory_file_kb(pid: int) -> int:
     """What a VM process's guest has touched: the blocks of its largest memory file."""
     blocks = [

@@ -6,7 +6,6 @@ Each function takes a running `Host`, does one thing as a user does it and asser
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Iterable, Iterator
@@ -26,6 +25,7 @@ from tests.system.harness import (
     cpu_seconds,
     kill,
     until,
+    waited_seconds,
 )
 
 PROMPT = r"^/ # "
@@ -124,25 +124,18 @@ def pause_one(host: Host, seconds: float) -> None:
 
 
 def busy_cores(host: Host, consoles: Iterable[Session], seconds: float) -> tuple[float, float]:
-    """Both guests in an endless loop: cores they use, and cores that others on this machine left them."""
+    """Both guests in an endless loop: cores they use, and cores they wait for because others use them."""
     for console in consoles:
         console.send("while :; do :; done\n")
     pids = [host.vm_process("one"), host.vm_process("two")]
-    began, used, machine = time.monotonic(), sum(map(cpu_seconds, pids)), _busy_machine_seconds()
+    began, used, waited = time.monotonic(), sum(map(cpu_seconds, pids)), sum(map(waited_seconds, pids))
     time.sleep(seconds)
     elapsed = time.monotonic() - began
-    ours = sum(map(cpu_seconds, pids)) - used
-    others = _busy_machine_seconds() - machine - ours
+    used, waited = sum(map(cpu_seconds, pids)) - used, sum(map(waited_seconds, pids)) - waited
     for console in consoles:
         console.send("\x03")
         console.expect(PROMPT)
-    return ours / elapsed, min(2.0, len(os.sched_getaffinity(0)) - others / elapsed)
-
-
-def _busy_machine_seconds() -> float:
-    """CPU time used by everybody on this machine so far, idle and waiting excepted."""
-    fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-    return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
+    return used / elapsed, waited / elapsed
 
 
 def kill_one(host: Host, consoles: tuple[Session, Session]) -> None:
