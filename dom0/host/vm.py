@@ -278,8 +278,9 @@ class Vm:
         number = self._statistics.orders
         order = self._orders[number] = _Order(kind, check)
         await self._send(kind, number, *args)
-        # a loop inside its guest looks at its messages when it is kicked
-        self._doorbell.inbox.poke()
+        if self._loop is not None:  # it may have gone meanwhile, and the doorbell with it
+            # a loop inside its guest looks at its messages when it is kicked
+            self._doorbell.inbox.poke()
         await order.done.wait()
         if not order.answered:
             raise GuestGone(f"domain {self.spec.domid} is gone")
