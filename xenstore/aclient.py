@@ -61,18 +61,10 @@ class AsyncOperations:
             return await self._long_list(path)
 
     async def _long_list(self, path: Text) -> Names:
-        while True:
-            names, first = b"", None
-            while True:
-                generation, part = await self.execute(commands.directory_part(path, len(names)))
-                if first is None:
-                    first = generation
-                elif generation != first:
-                    break
-                if part.endswith(b"\0\0") or part == b"\0":
-                    names += part[:-1]
-                    return [name.decode("utf-8", "backslashreplace") for name in names.split(b"\0")[:-1]]
-                names += part
+        parts = commands.LongList(path)
+        while (names := parts.add(*await self.execute(parts.next_part()))) is None:
+            pass
+        return names
 
     async def exists(self, path: Text) -> bool:
         try:

@@ -109,6 +109,29 @@ def directory_part(path: Text, offset: int) -> Command[tuple[int, bytes]]:
     return Command(MsgType.DIRECTORY_PART, text(path) + b"\0%d\0" % offset, decode, shown(path))
 
 
+class LongList:
+    """The names of a node's children, put together from parts; from the start again if the node changes in between."""
+
+    def __init__(self, path: Text) -> None:
+        self._path = path
+        self._names = b""
+        self._generation: int | None = None
+
+    def next_part(self) -> Command[tuple[int, bytes]]:
+        return directory_part(self._path, len(self._names))
+
+    def add(self, generation: int, part: bytes) -> list[str] | None:
+        """All the names, once the last part is there."""
+        if self._generation not in (None, generation):
+            self._names, self._generation = b"", None
+            return None
+        self._generation = generation
+        if part.endswith(b"\0\0") or part == b"\0":
+            return _strings(self._names + part[:-1])
+        self._names += part
+        return None
+
+
 def get_perms(path: Text) -> Command[list[str]]:
     return _of(MsgType.GET_PERMS, _strings, path, path=path)
 

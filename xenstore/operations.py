@@ -54,19 +54,10 @@ class Operations:
             return self._long_list(path)
 
     def _long_list(self, path: Text) -> Names:
-        """In parts, from the start again when the node changes in between."""
-        while True:
-            names, first = b"", None
-            while True:
-                generation, part = self.execute(commands.directory_part(path, len(names)))
-                if first is None:
-                    first = generation
-                elif generation != first:
-                    break
-                if part.endswith(b"\0\0") or part == b"\0":
-                    names += part[:-1]
-                    return [name.decode("utf-8", "backslashreplace") for name in names.split(b"\0")[:-1]]
-                names += part
+        parts = commands.LongList(path)
+        while (names := parts.add(*self.execute(parts.next_part()))) is None:
+            pass
+        return names
 
     def exists(self, path: Text) -> bool:
         try:
