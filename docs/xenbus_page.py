@@ -137,7 +137,8 @@ def _toolstack() -> str:
     lines += ["| device is | happens | do | then | at most |", "|---|---|---|---|---|"]
     for (phase, happening), step in TOOLSTACK.items():
         limit = f"{step.timeout} s" if step.timeout is not None else ""
-        lines.append(f"| {phase.name} | {happening.name}: {happening.value} | {step.do} | {step.next.name} | {limit} |")
+        cells = (phase.name, f"{happening.name}: {happening.value}", step.do.value, step.next.name, limit)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 

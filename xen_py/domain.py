@@ -439,7 +439,7 @@ class Domain:
         try:
             return self._loop()
         except GuestCrash as crash:
-            return self._crash(str(crash))
+            return self.crash(str(crash))
 
     def _loop(self) -> Step:
         engine, regs, handlers = self.engine, self.engine.regs, exits.HANDLERS
@@ -490,7 +490,8 @@ class Domain:
     def watch_kick_fd(self, fd: int) -> None:
         self.engine.watch(fd)
 
-    def _crash(self, why: str) -> Shutdown:
+    def crash(self, why: str) -> Shutdown:
+        """The guest cannot go on."""
         self.log(f"domain crashed: {why}")
         self.shutdown = Shutdown(ShutdownReason.CRASH, why)
         return self.shutdown

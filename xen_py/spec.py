@@ -13,6 +13,32 @@ from xen_py.types import DomId, Mfn, Port
 
 
 @dataclass(frozen=True)
+class Program:
+    """What a guest without a kernel image runs: `language` names the runtime, which knows what `target` means."""
+
+    language: str
+    target: str
+    path: tuple[str, ...] = ()
+    """Directories to look for it in, after those the host was installed with."""
+
+    @classmethod
+    def parse(cls, kernel: str, path: tuple[str, ...] = ()) -> Program | None:
+        """The program that a configuration's `kernel` names ("python:package.module:main"); None for an image."""
+        language, colon, target = kernel.partition(":")
+        return cls(language, target, path) if colon and language in LANGUAGES else None
+
+    def to_plain(self) -> dict[str, Any]:
+        return {"language": self.language, "target": self.target, "path": list(self.path)}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Program:
+        return cls(plain["language"], plain["target"], tuple(plain["path"]))
+
+
+LANGUAGES = frozenset({"python"})
+
+
+@dataclass(frozen=True)
 class DomainSpec:
     """Everything the hypervisor must know to run a freshly built domain."""
 
@@ -29,11 +55,14 @@ class DomainSpec:
     console_port: Port
     store_mfn: Mfn
     console_mfn: Mfn
+    program: Program | None = None
+    """What runs in place of instructions."""
 
     def to_plain(self) -> dict[str, Any]:
         plain = dict(vars(self))
         plain["memory"] = self.memory.to_plain()
         plain["start"] = self.start.to_plain()
+        plain["program"] = self.program.to_plain() if self.program else None
         return plain
 
     @classmethod
@@ -43,6 +72,7 @@ class DomainSpec:
                 **plain,
                 "memory": MemoryGeometry.from_plain(plain["memory"]),
                 "start": StartState.from_plain(plain["start"]),
+                "program": Program.from_plain(plain["program"]) if plain["program"] else None,
             }
         )
 

@@ -208,12 +208,19 @@ class AsyncClient(AsyncOperations):
 
     @asynccontextmanager
     async def watch(
-        self, path: Text, token: Text | None = None, depth: int | None = None
+        self,
+        path: Text,
+        token: Text | None = None,
+        depth: int | None = None,
+        on_event: Callable[[], None] | None = None,
     ) -> AsyncIterator[AsyncWatch]:
-        """`async with client.watch(path) as events: async for event in events: ...`. The first comes at once."""
+        """`async with client.watch(path) as events: async for event in events: ...`. The first comes at once.
+
+        With `on_event` that is called instead, for each event and before any later reply is handed out.
+        """
         self._tokens += 1
         name = f"async-{self._tokens}" if token is None else commands.shown(token)
-        watch = AsyncWatch(commands.shown(path), name)
+        watch = AsyncWatch(commands.shown(path), name, on_event)
         self._watches[watch] = None
         try:
             await self.execute(commands.watch(path, watch.token, depth))
@@ -302,17 +309,22 @@ class AsyncTransaction(AsyncOperations):
 class AsyncWatch:
     """The events of one watch, for one task to iterate over. None is lost; equal ones that wait are merged."""
 
-    def __init__(self, path: str, token: str) -> None:
+    def __init__(self, path: str, token: str, on_event: Callable[[], None] | None = None) -> None:
         self.path = path
         self.token = token
+        self._on_event = on_event
         self._events: dict[Event, None] = {}
         self._lost: str | None = None
         self._waiting = trio.lowlevel.ParkingLot()
 
     def offer(self, event: Event) -> None:
-        if event.token == self.token:
-            self._events[event] = None
-            self._waiting.unpark()
+        if event.token != self.token:
+            return
+        if self._on_event is not None:
+            self._on_event()
+            return
+        self._events[event] = None
+        self._waiting.unpark()
 
     def lost(self, why: str) -> None:
         self._lost = why

@@ -22,17 +22,24 @@ T = TypeVar("T")
 
 
 class WatchChannel(trio.abc.ReceiveChannel[tuple[str, str]]):
-    """The events of one watch as (path, token). None is lost; equal ones that wait are merged."""
+    """The events of one watch as (path, token). None is lost; equal ones that wait are merged.
 
-    def __init__(self, client: LocalClient, path: str, token: str) -> None:
+    With `on_event` they go there, at once, and not into the channel.
+    """
+
+    def __init__(self, client: LocalClient, path: str, token: str, on_event: Callable[[], None] | None = None) -> None:
         self._client = client
         self.path = path
         self.token = token
+        self._on_event = on_event
         self._events: dict[tuple[str, str], None] = {}
         self._waiting = trio.lowlevel.ParkingLot()
         self._closed = False
 
     def deliver(self, path: str, token: str) -> None:
+        if self._on_event is not None:
+            self._on_event()
+            return
         self._events[path, token] = None
         self._waiting.unpark()
 
@@ -132,11 +139,13 @@ class LocalClient(Operations):
                     channel.deliver(path, channel.token)
             connection.resume()
 
-    def watch(self, path: str, token: str = "", depth: int | None = None) -> WatchChannel:
+    def watch(
+        self, path: str, token: str = "", depth: int | None = None, on_event: Callable[[], None] | None = None
+    ) -> WatchChannel:
         """Events for `path` and below it; the first one comes at once."""
         self._numbers += 1
         key = f"{self._numbers}"
-        channel = WatchChannel(self, path, token)
+        channel = WatchChannel(self, path, token, on_event)
         self._channels[key] = channel
         payload = path.encode() + b"\0" + key.encode() + b"\0"
         try:

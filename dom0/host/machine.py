@@ -17,18 +17,21 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import trio
 
 from dom0.backend.console import Console, ConsoleClosed, LogReader
+from dom0.backend.grants import GuestGrants
+from dom0.backend.manager import BackendManager
 from dom0.host.assembly import make_domain
 from dom0.host.debugkeys import DebugKeys
 from dom0.host.spawn import ProcessSpawner, Spawner, TemplateProcess, ThreadSpawner
-from dom0.host.switchboard import Switchboard
+from dom0.host.switchboard import Dom0Port, Switchboard
 from dom0.host.vmprocess import MakeDomain
 from dom0.toolstack.building import Progress
 from dom0.toolstack.config import DomainConfig
@@ -36,7 +39,8 @@ from dom0.toolstack.dmesg import MessageBuffer
 from dom0.toolstack.domain import GuestDomain, ToolstackError
 from dom0.toolstack.lifecycle import Toolstack
 from dom0.toolstack.xlcfg import parse_config, read_config_file
-from xen_py.types import DomId
+from xen_py.clock import Clock, RealClock
+from xen_py.types import DomId, Port
 from xenstore.daemon import Daemon
 from xenstore.local import LocalClient
 
@@ -121,16 +125,32 @@ class Guest:
             await self._toolstack.destroy(self.domid)
 
 
+@dataclass(frozen=True)
+class FrontDomain:
+    """See `dom0.backend.driver.Frontend`."""
+
+    domid: DomId
+    grants: GuestGrants
+    switchboard: Switchboard
+
+    def bind(self, port: Port, handler: Callable[[], None]) -> Dom0Port:
+        return self.switchboard.bind(self.domid, port, handler)
+
+
 class Machine:
     """See the module; made by `open_machine`."""
 
-    def __init__(self, rundir: Path, nursery: trio.Nursery, spawner: Spawner) -> None:
+    def __init__(self, rundir: Path, nursery: trio.Nursery, spawner: Spawner, clock: Clock) -> None:
         self.rundir = rundir
+        self.clock = clock
         self.nursery = nursery
         self.messages = MessageBuffer()
         self.switchboard = Switchboard()
         self.daemon = Daemon()
-        self.toolstack = Toolstack(nursery, spawner, self.switchboard, self.daemon, self.messages, rundir)
+        self.backends = BackendManager(self.daemon.client(), self._frontend)
+        self.toolstack = Toolstack(
+            nursery, spawner, self.switchboard, self.daemon, self.backends, self.messages, rundir, clock
+        )
         self.debug_keys = DebugKeys(self.toolstack.grant_tables, self.messages.hypervisor)
         self._consoles: list[GuestConsole] = []
 
@@ -138,6 +158,13 @@ class Machine:
     def store(self) -> LocalClient:
         """A store client of dom0's rights."""
         return self.daemon.client()
+
+    def _frontend(self, domid: DomId) -> FrontDomain | None:
+        """A guest, for its backends."""
+        guest = self.toolstack.domains.get(domid)
+        if guest is None or guest.vm is None or guest.dying:
+            return None
+        return FrontDomain(domid, guest.vm.grants, self.switchboard)
 
     async def create(
         self, config: str | Path | DomainConfig, *overrides: str, paused: bool = False, progress: Progress | None = None
@@ -158,6 +185,7 @@ class Machine:
             "events": self.switchboard.statistics(),
             "store": self.daemon.statistics(),
             "messages": self.messages.statistics(),
+            "backends": self.backends.statistics(),
         }
 
     def close(self) -> None:
@@ -173,11 +201,13 @@ async def open_machine(
     template: TemplateProcess | None = None,
     log_fd: int = 2,
     make: MakeDomain = make_domain,
+    clock: Clock | None = None,
 ) -> AsyncIterator[Machine]:
     """A machine for as long as the block lasts; its guests end with it.
 
     `rundir` holds sockets and logs (a temporary directory if None). `template` is a template process already started;
-    `make` makes the domains that run on threads.
+    `make` makes the domains that run on threads; the programs of Python guests run in this very loop, and `clock` is
+    their time (the host's if None).
     """
     with ExitStack() as stack:
         where = rundir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xen-py-")))
@@ -186,8 +216,9 @@ async def open_machine(
         async with trio.open_nursery() as nursery:
             spawner: Spawner = ProcessSpawner(nursery, log_fd, template) if processes else ThreadSpawner(make)
             try:
-                machine = Machine(where, nursery, spawner)
+                machine = Machine(where, nursery, spawner, clock or RealClock())
                 await nursery.start(machine.daemon.serve_unix, os.fspath(where / "xenstored.sock"))
+                await nursery.start(machine.backends.run)
                 try:
                     yield machine
                 finally:

@@ -47,6 +47,9 @@ class LoopEnd(Protocol):
 
 
 class Spawner(Protocol):
+    in_process: bool
+    """Domains run inside this process; then the programs of guests that have no kernel run in the host's own loop."""
+
     async def spawn(self, spec: DomainSpec, fds: list[int]) -> LoopEnd:
         """Start a loop on duplicates of `fds` (in the order of `dom0.host.vmprocess`)."""
 
@@ -55,6 +58,8 @@ class Spawner(Protocol):
 
 class ThreadSpawner:
     """Domains on threads of this process: for tests and for whoever wants to look into one with a debugger."""
+
+    in_process = True
 
     def __init__(self, make: MakeDomain) -> None:
         self._make = make
@@ -128,6 +133,8 @@ class TemplateProcess:
 
 class ProcessSpawner:
     """VM processes, forked by a template process; a new template is started when the old one has gone."""
+
+    in_process = False
 
     def __init__(self, nursery: trio.Nursery, log_fd: int, template: TemplateProcess | None = None) -> None:
         self._nursery = nursery

@@ -18,17 +18,20 @@ from pathlib import Path
 import trio
 
 from dom0.backend.console import Console, ConsoleLog, open_listener
+from dom0.host.hosted import HostedVm
 from dom0.host.spawn import Spawner
 from dom0.host.switchboard import Switchboard
 from dom0.host.vm import Vm
 from dom0.toolstack import building, storetree
 from dom0.toolstack.building import Progress
+from dom0.toolstack.devices import Devices, NewDevice
 from dom0.toolstack.dmesg import MessageBuffer
 from dom0.toolstack.domain import GuestDomain
+from xen_py.clock import Clock
 from xen_py.io.console import ConsoleRing
 from xen_py.link import HostLink
 from xen_py.memory import GuestMemory, MemoryGeometry
-from xen_py.spec import DomainSpec
+from xen_py.spec import DomainSpec, Program
 from xen_py.types import DomId, Mfn, Port, XenError
 from xenstore.daemon import Daemon
 from xenstore.local import LocalClient
@@ -49,7 +52,11 @@ class Assembler:
         client: LocalClient,
         messages: MessageBuffer,
         rundir: Path,
+        clock: Clock,
+        devices: Devices,
     ) -> None:
+        self._devices = devices
+        self._clock = clock
         self._nursery = nursery
         self._spawner = spawner
         self._switchboard = switchboard
@@ -89,10 +96,14 @@ class Assembler:
             console_port,
             built.store_mfn,
             built.console_mfn,
+            Program.parse(config.kernel, config.program_path),
         )
         self._open_console(guest, memory, console_port, built.console_mfn)
-        vm = Vm(spec, memory, self._services(guest), partial(on_over, guest), partial(on_death, guest))
-        await self._start_vm(guest, vm)
+        over, death = partial(on_over, guest), partial(on_death, guest)
+        if spec.program is not None and self._spawner.in_process:
+            await self._start_vm(guest, HostedVm(spec, memory, self._services(guest), self._clock, over, death))
+        else:
+            await self._start_vm(guest, Vm(spec, memory, self._services(guest), over, death))
         stored = storetree.StoredDomain(
             domid=domid,
             name=guest.name,
@@ -115,6 +126,8 @@ class Assembler:
         self._introduce(guest, memory, store_port, built.store_mfn)
         self.write(storetree.console(stored))
         self.write(storetree.console_served(domid, str(self.console_path(domid))))
+        for device in config.devices:
+            await self._devices.add(domid, NewDevice(device.type, device.devid, device.settings))
 
     def _open_console(self, guest: GuestDomain, memory: GuestMemory, port: Port, mfn: Mfn) -> None:
         def warn(text: str) -> None:
@@ -148,7 +161,7 @@ class Assembler:
 
         return self._switchboard.link_for(guest.domid, console_write, self._messages.hypervisor)
 
-    async def _start_vm(self, guest: GuestDomain, vm: Vm) -> None:
+    async def _start_vm(self, guest: GuestDomain, vm: Vm | HostedVm) -> None:
         guest.vm = vm
         self._switchboard.connect(guest.domid, vm.deliver)
         await self._nursery.start(vm.run, self._spawner)
@@ -176,6 +189,7 @@ class Assembler:
             await guest.served.wait()
             self.console_path(guest.domid).unlink(missing_ok=True)
         self._messages.guest_gone(guest.domid)
+        await self._devices.destroy_all(guest.domid)
         self.write(storetree.devices_gone(guest.domid))
         for operation in storetree.gone(guest.domid, guest.uuid):
             storetree.apply(self._client, [operation])

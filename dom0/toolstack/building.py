@@ -14,8 +14,10 @@ import cffi
 import trio
 
 from dom0.builder.build import Built, build, load_kernel, load_ramdisk
+from dom0.builder.program import program_image
 from dom0.toolstack.config import DomainConfig
 from xen_py.memory import GuestMemory
+from xen_py.spec import Program
 from xen_py.types import Port
 
 Progress = Callable[[str, int, int], None]
@@ -39,8 +41,9 @@ async def build_domain(
 def _build(
     config: DomainConfig, memory: GuestMemory, store_port: Port, console_port: Port, progress: Progress | None
 ) -> Built:
+    program = Program.parse(config.kernel)
     return build(
-        load_kernel(config.kernel, progress),
+        program_image(program) if program else load_kernel(config.kernel, progress),
         None if config.ramdisk is None else load_ramdisk(config.ramdisk),
         config.cmdline or "",
         memory,

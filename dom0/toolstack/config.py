@@ -18,6 +18,8 @@ from typing import Any, Self
 
 import attrs
 
+from dom0.toolstack.deviceconfig import DeviceConfig, DeviceSyntaxError
+
 DEFAULT_MEMORY_KB = 32 * 1024
 """What a guest gets when its configuration names no memory at all."""
 DEFAULT_EVENT_CHANNELS = 1023
@@ -99,7 +101,9 @@ class DomainConfig:
     """vCPUs online at the start."""
     maxvcpus: int = attrs.field(validator=_within(1, MAX_VCPUS))
     kernel: str
-    """Path of the kernel; absolute once xl sends it."""
+    """Path of the kernel, absolute once xl sends it; or a program, see `xen_py.spec.Program`."""
+    program_path: tuple[str, ...] = ()
+    """Directories in which to look for a program, beside those the host was installed with."""
     ramdisk: str | None = None
     cmdline: str | None = None
     on_poweroff: ShutdownAction = ShutdownAction.DESTROY
@@ -113,6 +117,8 @@ class DomainConfig:
     max_maptrack_frames: int | None = attrs.field(default=None, validator=_INT32)
     max_grant_version: int | None = attrs.field(default=None, validator=_INT32)
     nomigrate: bool | None = None
+    devices: tuple[DeviceConfig, ...] = ()
+    """Devices of installed drivers, beside those that have a key of their own."""
 
     @maxmem_kb.default
     def _maxmem_default(self) -> int:
@@ -135,7 +141,9 @@ class DomainConfig:
 
     def to_plain(self) -> dict[str, Any]:
         """The value as msgpack can carry it."""
-        plain = attrs.asdict(self)
+        plain = attrs.asdict(self, recurse=False)
+        plain["devices"] = [device.to_plain() for device in self.devices]
+        plain["program_path"] = list(self.program_path)
         return {key: value.value if isinstance(value, ShutdownAction) else value for key, value in plain.items()}
 
     @classmethod
@@ -188,6 +196,10 @@ class DomainConfig:
             action: ShutdownAction = getattr(self, event)
             if action is not ShutdownAction.DESTROY:
                 config[event] = action.libxl_name
+        if self.devices:
+            config["devices"] = [
+                {"type": device.type, "devid": device.devid, **dict(device.settings)} for device in self.devices
+            ]
         return config
 
 
@@ -195,6 +207,13 @@ def _checked(key: str, annotation: str, value: object) -> Any:
     """`value` if it has the type the field's annotation names."""
     if value is None and annotation.endswith("| None"):
         return None
+    if key == "devices" and isinstance(value, list):
+        try:
+            return tuple(DeviceConfig.from_plain(item) for item in value)
+        except DeviceSyntaxError as error:
+            raise ConfigError(str(error)) from None
+    if key == "program_path" and isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return tuple(value)
     kind = annotation.split(" ")[0]
     if kind == "ShutdownAction" and isinstance(value, str):
         try:

@@ -14,6 +14,7 @@ import attrs
 import trio
 
 from dom0.backend.console import Console
+from dom0.host.hosted import HostedVm
 from dom0.host.switchboard import Dom0Port
 from dom0.host.vm import Vm
 from dom0.toolstack.config import DomainConfig
@@ -56,7 +57,7 @@ class GuestDomain:
     reason_text: str | None = None
     """Why it is over, in words."""
     memory: GuestMemory | None = None
-    vm: Vm | None = None
+    vm: Vm | HostedVm | None = None
     console: Console | None = None
     serving: trio.CancelScope | None = None
     """The task that takes the console's clients; `served` says that it has ended."""

@@ -20,7 +20,10 @@ import attrs
 import trio
 
 from dom0.backend.grants import GuestGrants
+from dom0.backend.manager import BackendManager
 from dom0.builder.errors import BuildError
+from dom0.host.hosted import HostedVm
+from dom0.host.runtimes import RuntimeMissing
 from dom0.host.spawn import Spawner, SpawnError
 from dom0.host.switchboard import Switchboard
 from dom0.host.vm import Vm, VmStuck
@@ -28,9 +31,11 @@ from dom0.toolstack import domain0, hostinfo, storetree
 from dom0.toolstack.assembler import Assembler
 from dom0.toolstack.building import Progress
 from dom0.toolstack.config import ConfigError, DomainConfig, ShutdownAction, check_name
+from dom0.toolstack.devices import DeviceError, Devices
 from dom0.toolstack.dmesg import MessageBuffer
 from dom0.toolstack.domain import GuestDomain, ToolstackError
 from xen_py.abi.xen import ShutdownReason
+from xen_py.clock import Clock
 from xen_py.types import DomId
 from xenstore.daemon import Daemon
 from xenstore.errors import NotFound, XenstoreError
@@ -44,6 +49,17 @@ ACKNOWLEDGE_SECONDS = 60
 QUICK_DEATH_SECONDS = 1
 """A domain that lived no longer is restarted with a pause, lest it turns the machine into a heater."""
 
+_USERS_TO_MEND = (
+    BuildError,
+    SpawnError,
+    VmStuck,
+    DeviceError,
+    RuntimeMissing,
+    OSError,
+    ValueError,
+    XenstoreError,
+)
+"""What a creation may fail of with a line for the user; anything else is a mistake of ours."""
 _log = logging.getLogger("xen-py.toolstack")
 _ACTIONS = {
     ShutdownReason.POWEROFF: "on_poweroff",
@@ -64,15 +80,20 @@ class Toolstack:
         spawner: Spawner,
         switchboard: Switchboard,
         store: Daemon,
+        backends: BackendManager,
         messages: MessageBuffer,
         rundir: Path,
+        clock: Clock,
     ) -> None:
         self.domains: dict[DomId, GuestDomain] = {}
         self._nursery = nursery
         self._daemon = store
         self._client = store.client()
         self._messages = messages
-        self._assembler = Assembler(nursery, spawner, switchboard, store, self._client, messages, rundir)
+        self.devices = Devices(self._client, backends)
+        self._assembler = Assembler(
+            nursery, spawner, switchboard, store, self._client, messages, rundir, clock, self.devices
+        )
         self._last_domid = 0
         self._created = 0
         self._assembler.write(storetree.dom0_nodes(self._dom0_memory_kb()))
@@ -121,7 +142,7 @@ class Toolstack:
             guest.building = None
             with trio.CancelScope(shield=True):
                 await self._take_apart(guest)
-            if isinstance(error, (BuildError, SpawnError, VmStuck, OSError, ValueError, XenstoreError)):
+            if isinstance(error, _USERS_TO_MEND):
                 text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
                 lines = list(guest.build_log)
                 raise ToolstackError(f"Domain {domid}:{text}", code=EXIT_FAILED, lines=lines) from error
@@ -307,7 +328,7 @@ class Toolstack:
         guest.shut_down.set()
         guest.gone.set()
 
-    def _running(self, domid: int) -> Vm:
+    def _running(self, domid: int) -> Vm | HostedVm:
         guest = self.find(domid)
         if guest.vm is None or guest.building is not None:
             raise ToolstackError(f"domain {domid} is still being created")

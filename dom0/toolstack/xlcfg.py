@@ -18,7 +18,9 @@ from typing import Any
 
 from dom0.toolstack.cfgfile import ConfigSyntaxError, Setting, Value, merge, parse
 from dom0.toolstack.config import ConfigError, DomainConfig, ShutdownAction
+from dom0.toolstack.deviceconfig import DeviceConfig, DeviceSyntaxError
 from dom0.toolstack.xlcfg_keys import KNOWN, NOT_BUILT_YET, WITHOUT_EFFECT_ON_PV, nearest
+from xen_py.spec import Program
 
 LARGEST_FILE = 1 << 20
 COMMAND_LINE = "<command line>"
@@ -78,8 +80,9 @@ def _interpret(settings: dict[str, Setting], warn: Callable[[str], None]) -> Dom
     kernel = reader.string("kernel")
     if not kernel:
         raise ConfigError("Neither kernel nor bootloader specified")
-    if kernel.startswith("python:"):
-        raise ConfigError(f'{settings["kernel"].where}: kernel="{kernel}": xen-py does not have Python guests yet')
+    fields["devices"] = _devices(reader)
+    if Program.parse(kernel) is not None:
+        fields["program_path"] = (_folder_of(settings["kernel"].source),)
     return DomainConfig(
         kernel=kernel, ramdisk=reader.string("ramdisk") or None, cmdline=_command_line(reader, warn), **fields
     )
@@ -165,6 +168,23 @@ def _command_line(reader: _Reader, warn: Callable[[str], None]) -> str | None:
     return f"root={root}" if extra is None else f"root={root} {extra}"
 
 
+def _devices(reader: _Reader) -> tuple[DeviceConfig, ...]:
+    setting = reader.settings.get("device")
+    found: list[DeviceConfig] = []
+    for item in reader.strings("device"):
+        try:
+            found.append(DeviceConfig.parse(item, found))
+        except DeviceSyntaxError as error:
+            assert setting is not None
+            raise ConfigError(f"{setting.where}: device={item!r}: {error}") from None
+    return tuple(found)
+
+
+def _folder_of(source: str) -> str:
+    """Where a program named in that file is looked for: beside the file, or here for one named on the command line."""
+    return os.getcwd() if source in (COMMAND_LINE, "/dev/null") else os.path.dirname(os.path.abspath(source))
+
+
 def _uuid(text: str) -> str:
     if _UUID.fullmatch(text) is None:
         raise ConfigError(f"Failed to parse UUID: {text}")
@@ -199,6 +219,16 @@ class _Reader:
         if not isinstance(setting.value, str):
             raise ConfigError(f"{setting.where}: parameter `{key}' is a list but should be a single value")
         return setting.value
+
+    def strings(self, key: str) -> list[str]:
+        setting = self.settings.get(key)
+        if setting is None:
+            return []
+        if isinstance(setting.value, str):
+            raise ConfigError(f"{setting.where}: parameter `{key}' is a single value but should be a list")
+        if not all(isinstance(item, str) for item in setting.value):
+            raise ConfigError(f"{setting.where}: parameter `{key}' is a list of lists but should be one of words")
+        return [str(item) for item in setting.value]
 
     def number(self, key: str, low: int, high: int) -> int | None:
         text = self.string(key)

@@ -18,6 +18,7 @@ SUPPORTED = _words("""
     name uuid type builder memory maxmem vcpus maxvcpus kernel ramdisk cmdline root extra
     on_poweroff on_reboot on_watchdog on_crash on_soft_reset
     max_event_channels max_grant_frames max_maptrack_frames max_grant_version nomigrate
+    device
 """)
 
 WITHOUT_EFFECT_ON_PV = _words("""

@@ -26,6 +26,7 @@ from dom0.xl.options import read_options
 from dom0.xl.progress import ProgressDisplay
 from dom0.xl.session import EXIT_FAILURE, EXIT_LIBXL_FAIL, EXIT_LIBXL_INVAL, EXIT_SUCCESS, EXIT_USAGE, Session, Stop
 from dom0.xl.terminal import run_console
+from xen_py.spec import Program
 from xen_py.types import DomId
 
 _LONG_OPTIONS = {
@@ -64,7 +65,8 @@ def create(session: Session, words: list[str]) -> int:
         (sys.stdout if session.dry_run else sys.stderr).write(config.to_libxl_json() + "\n")
     if session.dry_run:
         return EXIT_SUCCESS
-    config = attrs.evolve(config, kernel=_found(config.kernel), ramdisk=config.ramdisk and _found(config.ramdisk))
+    kernel = config.kernel if Program.parse(config.kernel) else _found(config.kernel)
+    config = attrs.evolve(config, kernel=kernel, ramdisk=config.ramdisk and _found(config.ramdisk))
     if request.unwatched:
         left_alone: dict[str, Any] = dict.fromkeys(_ON_REASON.values(), ShutdownAction.PRESERVE)
         config = attrs.evolve(config, **left_alone)

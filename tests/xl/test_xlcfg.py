@@ -47,7 +47,8 @@ def test_a_whole_file() -> None:
 
 def test_every_key_of_xl_is_in_one_table() -> None:
     tables = (SUPPORTED, WITHOUT_EFFECT_ON_PV, frozenset(NOT_BUILT_YET))
-    assert sum(map(len, tables)) == len(KNOWN) == 172  # the 170 of xl_parse.c, device_model_args in its three forms
+    # the 170 of xl_parse.c, device_model_args in its three forms, and one of our own: device
+    assert sum(map(len, tables)) == len(KNOWN) == 173
 
 
 @pytest.mark.parametrize(
@@ -117,8 +118,13 @@ def test_single_keys(text: str, field: str, value: Any) -> None:
         (MINIMAL + "disk=['/img,raw,xvda,rw']", "F:3: parameter `disk': xen-py does not have this yet"),
         (MINIMAL + "cpus='0-3'", "F:3: parameter `cpus': xen-py does not have this yet"),
         ("name='x'\nbootloader='pygrub'", "F:2: parameter `bootloader': xen-py does not have this yet"),
-        ("name='x'\nkernel='python:a.b:main'",
-         'F:2: kernel="python:a.b:main": xen-py does not have Python guests yet'),
+        (MINIMAL + "device=['type=echo', 'devid=1']",
+         "F:3: device='devid=1': a device needs a type= (for which a backend is installed)"),
+        (MINIMAL + "device=['type=echo,state=4']", "F:3: device='type=echo,state=4': state= is not for a configuration to set"),
+        (MINIMAL + "device=['type=vif']", "F:3: device='type=vif': type=vif is not a type that `device' can have"),
+        (MINIMAL + "device=['type=echo,devid=0', 'type=echo,devid=0']",
+         "F:3: device='type=echo,devid=0': there are two devices echo 0"),
+        (MINIMAL + "device='type=echo'", "F:3: parameter `device' is a single value but should be a list"),
         (MINIMAL + "timer_mode=1", 'ERROR: "timer_mode" option is not supported for PV guests.'),
     ],
 )  # fmt: skip

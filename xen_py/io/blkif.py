@@ -12,7 +12,7 @@ from __future__ import annotations
 from enum import IntEnum, IntFlag
 from typing import NamedTuple
 
-from xen_py.io.layout import Layout
+from xen_py.io.layout import Layout, packer
 from xen_py.io.ring import RingKind
 
 SECTOR_SIZE = 512
@@ -121,4 +121,12 @@ def segments_of(packed: bytes, count: int) -> list[Segment]:
     return [SEGMENT.unpack(packed, index * SEGMENT.size) for index in range(count)]
 
 
-RING = RingKind("blkif", REQUEST.size, RESPONSE.size, decode_request, RESPONSE.unpack)
+RING = RingKind(
+    "blkif",
+    REQUEST.size,
+    RESPONSE.size,
+    decode_request,
+    RESPONSE.unpack,
+    packer(REQUEST, DISCARD_REQUEST, INDIRECT_REQUEST),
+    RESPONSE.pack,
+)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, NamedTuple, TypeVar
 
 Values = TypeVar("Values", bound=tuple[Any, ...])
@@ -53,3 +53,13 @@ def _fields(kind: type[tuple[Any, ...]], form: str) -> Iterator[Field]:
     left = list(names)
     if left:
         raise ValueError(f"{kind.__name__}: no format for {', '.join(left)}")
+
+
+def packer(*layouts: Layout[Any]) -> Callable[[Any], bytes]:
+    """A function that packs a tuple of any of these kinds by its own layout."""
+    pack_of = {layout.kind: layout.pack for layout in layouts}
+
+    def pack(values: Any) -> bytes:
+        return pack_of[type(values)](values)
+
+    return pack

@@ -15,7 +15,7 @@ from __future__ import annotations
 from enum import IntEnum, IntFlag
 from typing import NamedTuple
 
-from xen_py.io.layout import Layout
+from xen_py.io.layout import Layout, packer
 from xen_py.io.ring import RingKind
 
 MIN_SLOTS_PER_PACKET = 18
@@ -179,6 +179,23 @@ CTRL_REQUEST = Layout(CtrlRequest, "HHIII")
 CTRL_RESPONSE = Layout(CtrlResponse, "HHII")
 GREF_MAPPING = Layout(GrefMapping, "IHH")
 
-TX_RING = RingKind("netif_tx", TX_REQUEST.size, TX_RESPONSE.size, TX_REQUEST.unpack, TX_RESPONSE.unpack)
-RX_RING = RingKind("netif_rx", RX_REQUEST.size, RX_RESPONSE.size, RX_REQUEST.unpack, RX_RESPONSE.unpack)
-CTRL_RING = RingKind("netif_ctrl", CTRL_REQUEST.size, CTRL_RESPONSE.size, CTRL_REQUEST.unpack, CTRL_RESPONSE.unpack)
+TX_RING = RingKind(
+    "netif_tx",
+    TX_REQUEST.size,
+    TX_RESPONSE.size,
+    TX_REQUEST.unpack,
+    TX_RESPONSE.unpack,
+    packer(TX_REQUEST, EXTRA),
+    TX_RESPONSE.pack,
+)
+"""A slot behind a request with EXTRA_INFO holds an `Extra`: only who follows the packet knows."""
+RX_RING = RingKind(
+    "netif_rx",
+    RX_REQUEST.size,
+    RX_RESPONSE.size,
+    RX_REQUEST.unpack,
+    RX_RESPONSE.unpack,
+    RX_REQUEST.pack,
+    packer(RX_RESPONSE, EXTRA),
+)
+CTRL_RING = RingKind.of("netif_ctrl", CTRL_REQUEST, CTRL_RESPONSE)

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xen_py.doorbell import fence
+from xen_py.io.layout import Layout
 from xen_py.types import PAGE_SIZE
 
 HEADER_SIZE = 64
@@ -48,6 +49,13 @@ class RingKind:
     response_size: int
     decode_request: Callable[[bytes], Any]
     decode_response: Callable[[bytes], Any]
+    encode_request: Callable[[Any], bytes] = bytes
+    encode_response: Callable[[Any], bytes] = bytes
+
+    @classmethod
+    def of(cls, name: str, request: Layout[Any], response: Layout[Any]) -> RingKind:
+        """A ring with one structure each way."""
+        return cls(name, request.size, response.size, request.unpack, response.unpack, request.pack, response.pack)
 
     @property
     def slot_size(self) -> int:

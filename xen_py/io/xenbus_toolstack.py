@@ -47,50 +47,61 @@ class Happening(Enum):
     TIMEOUT = "time is up"
 
 
+class Doing(Enum):
+    """What a step does."""
+
+    MAKE = "in one transaction: both directories, each with `state` 1, the backend's with `online` 1"
+    RUN_ADD = "run the script with `add`"
+    RUN_REMOVE = "run the script with `remove`"
+    NOTHING = "nothing: the halves connect by themselves"
+    CLOSE = "in one transaction: `online` 0 and, unless it is 6, the backend's `state` 5"
+    TAKE = (
+        "in one transaction: delete the frontend's directory, `online` 0 and, unless it is 6, the backend's `state` 5"
+    )
+    CLEAR = "delete both directories and the record in /libxl"
+    NOT_READY = "error: the backend is not ready"
+    SCRIPT_ERROR = "error, with what is in `hotplug-error`"
+    KILL_SCRIPT = "kill the script; error"
+    STILL_USED = "error: the guest still uses the device"
+    CLEAR_ANYWAY = "error; delete both directories and the record in /libxl all the same"
+    KILL_AND_CLEAR = "kill the script; delete both directories and the record in /libxl"
+
+
 @dataclass(frozen=True)
 class Step:
     """What to do, where the device is then, and how long it may stay there (seconds)."""
 
-    do: str
+    do: Doing
     next: Phase
     timeout: int | None = None
 
-
-_CLOSE = "in one transaction: `online` 0 and, unless it is 6, the backend's `state` 5"
-_TAKE = "in one transaction: delete the frontend's directory, `online` 0 and, unless it is 6, the backend's `state` 5"
-_SCRIPT = "run the script with `remove`"
-_CLEAR = "delete both directories and the record in /libxl"
 
 _REMOVALS: dict[tuple[Phase, Happening], Step] = {
     (phase, happening): step
     for phase in (Phase.ASKING, Phase.REMOVING, Phase.FORCING)
     for happening, step in (
-        (Happening.CLOSED, Step(_SCRIPT, Phase.UNPLUGGING, HOTPLUG_TIMEOUT)),
-        (Happening.VANISHED, Step(_CLEAR, Phase.ABSENT)),
+        (Happening.CLOSED, Step(Doing.RUN_REMOVE, Phase.UNPLUGGING, HOTPLUG_TIMEOUT)),
+        (Happening.VANISHED, Step(Doing.CLEAR, Phase.ABSENT)),
     )
 }
 
 TOOLSTACK: dict[tuple[Phase, Happening], Step] = {
-    (Phase.ABSENT, Happening.ADD): Step(
-        "in one transaction: both directories, each with `state` 1, the backend's with `online` 1",
-        Phase.ADDING,
-        INIT_TIMEOUT,
-    ),
-    (Phase.ADDING, Happening.READY): Step("run the script with `add`", Phase.PLUGGING, HOTPLUG_TIMEOUT),
-    (Phase.ADDING, Happening.TIMEOUT): Step("error: the backend is not ready", Phase.PRESENT),
-    (Phase.PLUGGING, Happening.SCRIPT_DONE): Step("nothing: the halves connect by themselves", Phase.PRESENT),
-    (Phase.PLUGGING, Happening.SCRIPT_FAILED): Step("error, with what is in `hotplug-error`", Phase.PRESENT),
-    (Phase.PLUGGING, Happening.TIMEOUT): Step("kill the script; error", Phase.PRESENT),
-    (Phase.PRESENT, Happening.ASK): Step(_CLOSE, Phase.ASKING, DESTROY_TIMEOUT),
-    (Phase.PRESENT, Happening.REMOVE): Step(_CLOSE, Phase.REMOVING, DESTROY_TIMEOUT),
-    (Phase.PRESENT, Happening.DESTROY): Step(_TAKE, Phase.FORCING, DESTROY_TIMEOUT),
+    (Phase.ABSENT, Happening.ADD): Step(Doing.MAKE, Phase.ADDING, INIT_TIMEOUT),
+    (Phase.ADDING, Happening.READY): Step(Doing.RUN_ADD, Phase.PLUGGING, HOTPLUG_TIMEOUT),
+    (Phase.ADDING, Happening.TIMEOUT): Step(Doing.NOT_READY, Phase.PRESENT),
+    (Phase.PLUGGING, Happening.SCRIPT_DONE): Step(Doing.NOTHING, Phase.PRESENT),
+    (Phase.PLUGGING, Happening.SCRIPT_FAILED): Step(Doing.SCRIPT_ERROR, Phase.PRESENT),
+    (Phase.PLUGGING, Happening.TIMEOUT): Step(Doing.KILL_SCRIPT, Phase.PRESENT),
+    (Phase.PRESENT, Happening.ASK): Step(Doing.CLOSE, Phase.ASKING, DESTROY_TIMEOUT),
+    (Phase.PRESENT, Happening.REMOVE): Step(Doing.CLOSE, Phase.REMOVING, DESTROY_TIMEOUT),
+    (Phase.PRESENT, Happening.DESTROY): Step(Doing.TAKE, Phase.FORCING, DESTROY_TIMEOUT),
     **_REMOVALS,
-    (Phase.ASKING, Happening.TIMEOUT): Step("error: the guest still uses the device", Phase.PRESENT),
-    (Phase.REMOVING, Happening.TIMEOUT): Step(_TAKE, Phase.FORCING, DESTROY_TIMEOUT),
-    (Phase.FORCING, Happening.TIMEOUT): Step(f"error; {_CLEAR} all the same", Phase.ABSENT),
-    (Phase.UNPLUGGING, Happening.SCRIPT_DONE): Step(_CLEAR, Phase.ABSENT),
-    (Phase.UNPLUGGING, Happening.SCRIPT_FAILED): Step(_CLEAR, Phase.ABSENT),
-    (Phase.UNPLUGGING, Happening.TIMEOUT): Step(f"kill the script; {_CLEAR}", Phase.ABSENT),
+    (Phase.ASKING, Happening.TIMEOUT): Step(Doing.STILL_USED, Phase.PRESENT),
+    (Phase.REMOVING, Happening.TIMEOUT): Step(Doing.TAKE, Phase.FORCING, DESTROY_TIMEOUT),
+    (Phase.FORCING, Happening.TIMEOUT): Step(Doing.CLEAR_ANYWAY, Phase.ABSENT),
+    (Phase.UNPLUGGING, Happening.SCRIPT_DONE): Step(Doing.CLEAR, Phase.ABSENT),
+    (Phase.UNPLUGGING, Happening.SCRIPT_FAILED): Step(Doing.CLEAR, Phase.ABSENT),
+    (Phase.UNPLUGGING, Happening.TIMEOUT): Step(Doing.KILL_AND_CLEAR, Phase.ABSENT),
 }
 """What is not in the table changes nothing in that phase. A device whose adding failed is PRESENT: its nodes are there
 and have to be removed (`xl create` does that by destroying the domain)."""

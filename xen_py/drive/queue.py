@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A ring with its event channel, for tasks: a frontend calls, a backend takes requests in batches and answers.
+
+    response = await queue.call(request)              # frontend: one request
+    responses = await queue.calls(requests)           # many at once, one notification
+
+    async for requests in queue.batches():            # backend: all that came since the last look
+        for request in requests:
+            queue.respond(answer(request))            # in any order; the frontend sees them when the batch is done
+        queue.flush()                                 # or earlier
+
+Notifications are sent after what they announce, and only when the other end wants one; a queue sleeps only after the
+ring's final check. What a ring finds wrong (`RingBroken`) goes to `failed`, which ends the device with that reason.
+
+A frontend's requests carry an `id`, which the queue chooses and by which it finds who waits for a response. Owned by
+the thread of the trio loop; `on_event` is the handler of the ring's event channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import trio
+
+from xen_py.drive.bell import Bell
+from xen_py.io.ring import BackRing, FrontRing, RingBroken, RingStatistics
+
+
+class QueueClosed(Exception):
+    """The device is not connected (any more): nobody will answer."""
+
+
+class _Call:
+    """Who waits for how many responses."""
+
+    __slots__ = ("error", "left", "responses", "task")
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+        self.responses: list[Any] = [None] * count
+        self.task: trio.lowlevel.Task | None = None
+        self.error: Exception | None = None
+
+
+class FrontQueue:
+    """A frontend's ring. `notify` sends the event; `failed` is told what was wrong with the ring."""
+
+    def __init__(self, ring: FrontRing, notify: Callable[[], None], failed: Callable[[str], None]) -> None:
+        self.ring = ring
+        self._notify = notify
+        self._failed = failed
+        self._encode = ring.kind.encode_request
+        self._decode = ring.kind.decode_response
+        self._free_ids = list(range(ring.slots - 1, -1, -1))
+        self._calls: dict[int, tuple[_Call, int]] = {}
+        self._room = trio.lowlevel.ParkingLot()
+        self._closed = False
+        self.ring.final_check()
+
+    async def call(self, request: Any) -> Any:
+        """Send one request (its `id` is the queue's to choose) and wait for its response.
+
+        QueueClosed when the device goes meanwhile: whether the request was carried out is then not known.
+        Cancelled while it waits, the request is still on the ring and its response is dropped when it comes.
+        """
+        return (await self.calls((request,)))[0]
+
+    async def calls(self, requests: Sequence[Any]) -> list[Any]:
+        """Send many and wait for all responses, in the order of the requests."""
+        call = _Call(len(requests))
+        if not requests:
+            await trio.lowlevel.checkpoint()
+            return []
+        ids, encode, put = self._free_ids, self._encode, self.ring.put_request
+        for number, request in enumerate(requests):
+            while not ids:
+                self._push()
+                if self._closed:
+                    break
+                await self._room.park()
+            if self._closed:
+                raise QueueClosed("the device is not connected")
+            identifier = ids.pop()
+            self._calls[identifier] = call, number
+            put(encode(request._replace(id=identifier)))
+        self._push()
+        if call.left and call.error is None:
+            call.task = trio.lowlevel.current_task()
+
+            def give_up(_raise_cancel: object) -> trio.lowlevel.Abort:
+                call.task = None
+                return trio.lowlevel.Abort.SUCCEEDED
+
+            await trio.lowlevel.wait_task_rescheduled(give_up)
+        if call.error is not None:
+            raise call.error
+        return call.responses
+
+    def _push(self) -> None:
+        if self.ring.push():
+            self._notify()
+
+    def on_event(self) -> None:
+        """The backend has put responses: hand them to who waits."""
+        if self._closed:
+            return
+        ring, decode = self.ring, self._decode
+        try:
+            while True:
+                for data in ring.take_responses():
+                    self._hand_over(decode(data))
+                if not ring.final_check():
+                    break
+        except RingBroken as error:
+            self._failed(str(error))
+        if self._room:
+            self._room.unpark_all()
+
+    def _hand_over(self, response: Any) -> None:
+        identifier = response.id
+        waiting = self._calls.pop(identifier, None)
+        if waiting is None:
+            raise RingBroken(f"{self.ring.kind.name}: a response to request {identifier}, which is not under way")
+        self._free_ids.append(identifier)
+        call, number = waiting
+        call.responses[number] = response
+        call.left -= 1
+        if not call.left and call.task is not None:
+            task, call.task = call.task, None
+            trio.lowlevel.reschedule(task)
+
+    def in_flight(self) -> int:
+        return len(self._calls)
+
+    def close(self) -> None:
+        """Nothing more is sent or taken; who waits gets QueueClosed. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        for call, _ in self._calls.values():
+            if call.error is None:
+                call.error = QueueClosed("the device was disconnected before the response came")
+                if call.task is not None:
+                    task, call.task = call.task, None
+                    trio.lowlevel.reschedule(task)
+        self._calls.clear()
+        self._room.unpark_all()
+        self.ring.close()
+
+    def statistics(self) -> RingStatistics:
+        return self.ring.statistics()
+
+
+class BackQueue:
+    """A backend's ring. `notify` sends the event."""
+
+    def __init__(self, ring: BackRing, notify: Callable[[], None]) -> None:
+        self.ring = ring
+        self._notify = notify
+        self._decode = ring.kind.decode_request
+        self._encode = ring.kind.encode_response
+        self._bell = Bell()
+        self._closing = False
+        self._closed = False
+        self._bell.ring()  # what was put before we were bound
+
+    def on_event(self) -> None:
+        self._bell.ring()
+
+    async def batches(self) -> AsyncIterator[list[Any]]:
+        """All requests there are, again and again, until the queue closes. RingBroken where the ring makes no sense.
+
+        What was answered is flushed before it waits.
+        """
+        while (batch := await self.batch()) is not None:
+            yield batch
+
+    async def batch(self) -> list[Any] | None:
+        """At least one request; None when the queue closes."""
+        ring, decode = self.ring, self._decode
+        self.flush()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        waited = False
+        while not self._closing:
+            if taken := ring.take_requests():
+                if not waited:  # a frontend that never lets the ring run dry must not keep the others waiting
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                return [decode(data) for data in taken]
+            if not ring.final_check():
+                await self._bell.wait()
+                waited = True
+        return None
+
+    def respond(self, response: Any) -> None:
+        """Put the response to one of the requests taken; `flush` shows it. After `close` it goes nowhere."""
+        if not self._closed:
+            self.ring.put_response(self._encode(response))
+
+    def flush(self) -> None:
+        """Show the frontend all responses, and tell it if it waits for them."""
+        if not self._closed and self.ring.push():
+            self._notify()
+
+    def stop(self) -> None:
+        """No more requests are taken; those taken are still answered."""
+        self._closing = True
+        self._bell.ring()
+
+    def close(self) -> None:
+        """Let go of the ring's pages. Idempotent."""
+        self.stop()
+        if not self._closed:
+            self._closed = True
+            self.ring.close()
+
+    def statistics(self) -> RingStatistics:
+        return self.ring.statistics()
