@@ -24,9 +24,9 @@ from xen_py.abi.xen import (
     VCPU_INFO_UPCALL_PENDING,
     Hypercall,
 )
-from xen_py.types import DomId, Errno, Port, XenError
+from xen_py.types import DomId, Port
 
-_BIND_INTERDOMAIN, _BIND_VIRQ, _CLOSE, _SEND, _ALLOC_UNBOUND, _UNMASK = 0, 1, 3, 4, 6, 9
+_BIND_INTERDOMAIN, _BIND_VIRQ, _CLOSE, _ALLOC_UNBOUND, _UNMASK = 0, 1, 3, 6, 9
 _WORDS = 64
 _u32 = struct.Struct("<I")
 
@@ -39,7 +39,7 @@ class GuestPort:
         self.port = port
 
     def notify(self) -> None:
-        """EVTCHNOP_send. To a port whose other end is gone it does nothing."""
+        """EVTCHNOP_send. A port that is closed, or whose other end is gone, takes no notice."""
         self._events.send(self.port)
 
     def close(self) -> None:
@@ -91,11 +91,7 @@ class Events:
         return GuestPort(self, port)
 
     def send(self, port: Port) -> None:
-        try:
-            self._op(_SEND, _u32.pack(port))
-        except XenError as error:
-            if error.errno not in (Errno.EINVAL, Errno.ESRCH):  # a closed port, or our own end
-                raise
+        self._kernel.send_event(port)
 
     def close(self, port: Port) -> None:
         if self._handlers.pop(port, None) is not None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from xen_py.abi.xen import (
     DOMID_SELF,
@@ -64,8 +64,7 @@ class EvtchnStatus:
     virq: int = 0
 
 
-@dataclass(frozen=True)
-class Delivery:
+class Delivery(NamedTuple):
     """Mark `port` of `domid` pending."""
 
     domid: DomId

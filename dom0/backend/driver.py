@@ -97,9 +97,7 @@ class Backend(Half):
 
     async def serve(self, queue: BackQueue) -> None:
         """Answer the requests of one ring until the queue ends."""
-        async for requests in queue.batches():
-            for request in requests:
-                queue.respond(self.handle(request))
+        await queue.answer(self.handle)
 
     def handle(self, request: Any) -> Any:
         """The response to a request."""

@@ -4,7 +4,9 @@
     response = await queue.call(request)              # frontend: one request
     responses = await queue.calls(requests)           # many at once, one notification
 
-    async for requests in queue.batches():            # backend: all that came since the last look
+    await queue.answer(handle)                        # backend: each by handle(request), at once
+
+    async for requests in queue.batches():            # or in a task: all that came since the last look
         for request in requests:
             queue.respond(answer(request))            # in any order; the frontend sees them when the batch is done
         queue.flush()                                 # or earlier
@@ -25,6 +27,10 @@ import trio
 
 from xen_py.drive.bell import Bell
 from xen_py.io.ring import BackRing, FrontRing, RingBroken, RingStatistics
+
+
+GIVE_WAY_EVERY = 8
+"""A task whose calls are all answered at once lets others run after so many."""
 
 
 class QueueClosed(Exception):
@@ -50,12 +56,11 @@ class FrontQueue:
         self.ring = ring
         self._notify = notify
         self._failed = failed
-        self._encode = ring.kind.encode_request
-        self._decode = ring.kind.decode_response
         self._free_ids = list(range(ring.slots - 1, -1, -1))
         self._calls: dict[int, tuple[_Call, int]] = {}
         self._room = trio.lowlevel.ParkingLot()
         self._closed = False
+        self._at_once = 0
         self.ring.final_check()
 
     async def call(self, request: Any) -> Any:
@@ -72,7 +77,7 @@ class FrontQueue:
         if not requests:
             await trio.lowlevel.checkpoint()
             return []
-        ids, encode, put = self._free_ids, self._encode, self.ring.put_request
+        ids, put = self._free_ids, self.ring.put
         for number, request in enumerate(requests):
             while not ids:
                 self._push()
@@ -83,7 +88,7 @@ class FrontQueue:
                 raise QueueClosed("the device is not connected")
             identifier = ids.pop()
             self._calls[identifier] = call, number
-            put(encode(request._replace(id=identifier)))
+            put(request._replace(id=identifier))
         self._push()
         if call.left and call.error is None:
             call.task = trio.lowlevel.current_task()
@@ -93,9 +98,19 @@ class FrontQueue:
                 return trio.lowlevel.Abort.SUCCEEDED
 
             await trio.lowlevel.wait_task_rescheduled(give_up)
+        else:
+            await self._give_way()
         if call.error is not None:
             raise call.error
         return call.responses
+
+    async def _give_way(self) -> None:
+        """For calls that were answered at once: others get their turn now and then, which is dear."""
+        self._at_once += 1
+        if self._at_once % GIVE_WAY_EVERY:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        else:
+            await trio.lowlevel.checkpoint()
 
     def _push(self) -> None:
         if self.ring.push():
@@ -105,11 +120,11 @@ class FrontQueue:
         """The backend has put responses: hand them to who waits."""
         if self._closed:
             return
-        ring, decode = self.ring, self._decode
+        ring = self.ring
         try:
             while True:
-                for data in ring.take_responses():
-                    self._hand_over(decode(data))
+                for response in ring.take():
+                    self._hand_over(response)
                 if not ring.final_check():
                     break
         except RingBroken as error:
@@ -158,15 +173,48 @@ class BackQueue:
     def __init__(self, ring: BackRing, notify: Callable[[], None]) -> None:
         self.ring = ring
         self._notify = notify
-        self._decode = ring.kind.decode_request
-        self._encode = ring.kind.encode_response
         self._bell = Bell()
+        self._answer: Callable[[Any], Any] | None = None
+        self._error: Exception | None = None
         self._closing = False
         self._closed = False
         self._bell.ring()  # what was put before we were bound
 
     def on_event(self) -> None:
-        self._bell.ring()
+        if self._answer is not None and not self._closing:
+            self._answer_all(self._answer)
+        else:
+            self._bell.ring()
+
+    async def answer(self, handle: Callable[[Any], Any]) -> None:
+        """Answer every request by `handle(request)` as soon as its event comes, until the queue closes.
+
+        For requests that need no waiting; no task has to wake for one. Raises what `handle` raises.
+        """
+        self._answer = handle
+        self._answer_all(handle)
+        try:
+            while not self._closing and self._error is None:
+                await self._bell.wait()
+            if self._error is not None:
+                raise self._error
+        finally:
+            self._answer = None
+
+    def _answer_all(self, handle: Callable[[Any], Any]) -> None:
+        ring = self.ring
+        try:
+            while True:
+                for request in ring.take():
+                    ring.put(handle(request))
+                if ring.push():
+                    self._notify()
+                if self._closing or not ring.final_check():
+                    break
+        except Exception as error:
+            self._error = error
+            self._answer = None
+            self._bell.ring()
 
     async def batches(self) -> AsyncIterator[list[Any]]:
         """All requests there are, again and again, until the queue closes. RingBroken where the ring makes no sense.
@@ -178,15 +226,15 @@ class BackQueue:
 
     async def batch(self) -> list[Any] | None:
         """At least one request; None when the queue closes."""
-        ring, decode = self.ring, self._decode
+        ring = self.ring
         self.flush()
         await trio.lowlevel.checkpoint_if_cancelled()
         waited = False
         while not self._closing:
-            if taken := ring.take_requests():
+            if taken := ring.take():
                 if not waited:  # a frontend that never lets the ring run dry must not keep the others waiting
                     await trio.lowlevel.cancel_shielded_checkpoint()
-                return [decode(data) for data in taken]
+                return taken
             if not ring.final_check():
                 await self._bell.wait()
                 waited = True
@@ -195,7 +243,7 @@ class BackQueue:
     def respond(self, response: Any) -> None:
         """Put the response to one of the requests taken; `flush` shows it. After `close` it goes nowhere."""
         if not self._closed:
-            self.ring.put_response(self._encode(response))
+            self.ring.put(response)
 
     def flush(self) -> None:
         """Show the frontend all responses, and tell it if it waits for them."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, NamedTuple, TypeVar
 
 Values = TypeVar("Values", bound=tuple[Any, ...])
@@ -30,14 +30,26 @@ class Layout(Generic[Values]):
         self.kind = kind
         self._struct = struct.Struct("<" + form)
         self.size = self._struct.size
+        self._make: Callable[[Iterable[Any]], Values] = kind._make  # type: ignore[attr-defined]
+        self._spaced: dict[int, struct.Struct] = {}
         self.fields = tuple(_fields(kind, form))
 
     def pack(self, values: Values) -> bytes:
         return self._struct.pack(*values)
 
+    def pack_into(self, memory: memoryview, offset: int, values: Values) -> None:
+        self._struct.pack_into(memory, offset, *values)
+
     def unpack(self, data: bytes | memoryview, offset: int = 0) -> Values:
         """The structure at the start of `data`, which may be longer: a slot is as long as its longest structure."""
         return self.kind(*self._struct.unpack_from(data, offset))
+
+    def unpack_all(self, data: bytes, stride: int) -> list[Values]:
+        """The structures that begin every `stride` bytes; `data` is a whole number of them."""
+        spaced = self._spaced.get(stride)
+        if spaced is None:
+            spaced = self._spaced[stride] = struct.Struct(f"{self._struct.format}{stride - self.size}x")
+        return list(map(self._make, spaced.iter_unpack(data)))
 
 
 def _fields(kind: type[tuple[Any, ...]], form: str) -> Iterator[Field]:

@@ -42,7 +42,10 @@ class RingBroken(Exception):
 
 @dataclass(frozen=True)
 class RingKind:
-    """What goes over a ring: the sizes of its structures, and how to show them."""
+    """What goes over a ring: the sizes of its structures, and how they become values and bytes.
+
+    The layouts are for rings with one structure in that direction, which can be read many slots at a time.
+    """
 
     name: str
     request_size: int
@@ -51,11 +54,14 @@ class RingKind:
     decode_response: Callable[[bytes], Any]
     encode_request: Callable[[Any], bytes] = bytes
     encode_response: Callable[[Any], bytes] = bytes
+    request_layout: Layout[Any] | None = None
+    response_layout: Layout[Any] | None = None
 
     @classmethod
     def of(cls, name: str, request: Layout[Any], response: Layout[Any]) -> RingKind:
         """A ring with one structure each way."""
-        return cls(name, request.size, response.size, request.unpack, response.unpack, request.pack, response.pack)
+        codecs = (request.unpack, response.unpack, request.pack, response.pack)
+        return cls(name, request.size, response.size, *codecs, request, response)
 
     @property
     def slot_size(self) -> int:
@@ -88,6 +94,7 @@ class _Half(ABC):
             raise ValueError(f"a ring is one or more pages of {PAGE_SIZE} bytes")
         self.kind = kind
         self.slots = kind.slots(len(pages))
+        self._slot_size = kind.slot_size
         self._pages = tuple(pages)
         self._header = pages[0][:16].cast("I")
         self._prod_at, self._event_at = theirs, theirs + 1
@@ -117,8 +124,6 @@ class _Half(ABC):
 
     def final_check(self) -> bool:
         """Ask to be told of what comes next; True: something has come already, so do not sleep."""
-        if self._available():
-            return True
         self._header[self._event_at] = (self._consumed + 1) & _MASK
         fence()  # our wish before we look a last time
         return self._available() > 0
@@ -157,36 +162,60 @@ class _Half(ABC):
         self._seen = prod
         return ahead
 
-    def _take(self, limit: int | None, size: int) -> list[bytes]:
+    def _take(self, limit: int | None) -> bytes:
+        """The slots that the other side has produced since the last look, one behind the other."""
         count = self._available()
-        if limit is not None:
-            count = min(count, limit)
+        if limit is not None and limit < count:
+            count = limit
         if not count:
-            return []
+            return b""
         fence()  # the producer's index before the slots it announces
-        start = self._consumed
-        taken = [self._read(index, size) for index in range(start, start + count)]
-        self._consumed = (start + count) & _MASK
-        return taken
+        size, first = self._slot_size, self._consumed % self.slots
+        self._consumed = (self._consumed + count) & _MASK
+        ahead = self.slots - first
+        at = HEADER_SIZE + first * size
+        if count <= ahead:
+            return self._read(at, count * size)
+        return self._read(at, ahead * size) + self._read(HEADER_SIZE, (count - ahead) * size)
 
     def _put(self, data: bytes, size: int) -> None:
         if len(data) > size:
             raise ValueError(f"{self.kind.name}: {len(data)} bytes where {size} have room")
-        at = HEADER_SIZE + self._produced % self.slots * self.kind.slot_size
-        page, offset = divmod(at, PAGE_SIZE)
-        head = min(len(data), PAGE_SIZE - offset)
-        self._pages[page][offset : offset + head] = data[:head]
-        if head < len(data):
+        page, offset = self._next_slot()
+        head = PAGE_SIZE - offset
+        if head >= len(data):
+            self._pages[page][offset : offset + len(data)] = data
+        else:
+            self._pages[page][offset:] = data[:head]
             self._pages[page + 1][: len(data) - head] = data[head:]
-        self._produced = (self._produced + 1) & _MASK
 
-    def _read(self, index: int, size: int) -> bytes:
-        at = HEADER_SIZE + index % self.slots * self.kind.slot_size
-        page, offset = divmod(at, PAGE_SIZE)
-        head = bytes(self._pages[page][offset : offset + size])
-        if len(head) < size:
-            head += bytes(self._pages[page + 1][: size - len(head)])
-        return head
+    def _put_values(self, values: Any, layout: Layout[Any] | None, encode: Callable[[Any], bytes], size: int) -> None:
+        if layout is None or len(self._pages) > 1:  # in several pages a slot may lie across a border
+            self._put(encode(values), size)
+        else:
+            layout.pack_into(self._pages[0], self._next_slot()[1], values)
+
+    def _next_slot(self) -> tuple[int, int]:
+        """Page and offset of the slot that is filled now."""
+        at = HEADER_SIZE + self._produced % self.slots * self._slot_size
+        self._produced = (self._produced + 1) & _MASK
+        return divmod(at, PAGE_SIZE)
+
+    def _read(self, at: int, size: int) -> bytes:
+        """A copy of that part of the ring."""
+        if len(self._pages) == 1:
+            return bytes(self._pages[0][at : at + size])
+        parts = []
+        while size:
+            page, offset = divmod(at, PAGE_SIZE)
+            piece = min(size, PAGE_SIZE - offset)
+            parts.append(bytes(self._pages[page][offset : offset + piece]))
+            at += piece
+            size -= piece
+        return b"".join(parts)
+
+    def _split(self, block: bytes, size: int) -> list[bytes]:
+        return [block[at : at + size] for at in range(0, len(block), self._slot_size)]
 
 
 class FrontRing(_Half):
@@ -207,8 +236,22 @@ class FrontRing(_Half):
             raise ValueError(f"{self.kind.name} ring of {self.slots} slots is full: wait until `free()` says otherwise")
         self._put(request, self.kind.request_size)
 
+    def put(self, request: Any) -> None:
+        """`put_request` of a value of the ring's kind."""
+        if not self.free():
+            raise ValueError(f"{self.kind.name} ring of {self.slots} slots is full: wait until `free()` says otherwise")
+        self._put_values(request, self.kind.request_layout, self.kind.encode_request, self.kind.request_size)
+
     def take_responses(self, limit: int | None = None) -> list[bytes]:
-        return self._take(limit, self.kind.response_size)
+        return self._split(self._take(limit), self.kind.response_size)
+
+    def take(self) -> list[Any]:
+        """All responses there are, as values of the ring's kind."""
+        block = self._take(None)
+        layout = self.kind.response_layout
+        if layout is not None:
+            return layout.unpack_all(block, self._slot_size) if block else []
+        return [self.kind.decode_response(slot) for slot in self._split(block, self.kind.response_size)]
 
     def _most_available(self) -> int:
         return (self._pushed - self._consumed) & _MASK
@@ -230,13 +273,27 @@ class BackRing(_Half):
         return (self._consumed - self._produced) & _MASK
 
     def take_requests(self, limit: int | None = None) -> list[bytes]:
-        return self._take(limit, self.kind.request_size)
+        return self._split(self._take(limit), self.kind.request_size)
+
+    def take(self) -> list[Any]:
+        """All requests there are, as values of the ring's kind."""
+        block = self._take(None)
+        layout = self.kind.request_layout
+        if layout is not None:
+            return layout.unpack_all(block, self._slot_size) if block else []
+        return [self.kind.decode_request(slot) for slot in self._split(block, self.kind.request_size)]
 
     def put_response(self, response: bytes) -> None:
         """Into the slot of the oldest request without one; the frontend sees it after `push`."""
         if not self.unanswered():
             raise ValueError(f"{self.kind.name}: a response to no request")
         self._put(response, self.kind.response_size)
+
+    def put(self, response: Any) -> None:
+        """`put_response` of a value of the ring's kind."""
+        if not self.unanswered():
+            raise ValueError(f"{self.kind.name}: a response to no request")
+        self._put_values(response, self.kind.response_layout, self.kind.encode_response, self.kind.response_size)
 
     def _most_available(self) -> int:
         return self.slots - ((self._consumed - self._pushed) & _MASK)
