@@ -10,6 +10,7 @@ from __future__ import annotations
 import select
 import socket
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from dom0.host.messages import LONGEST, BadMessage, pack, parse
@@ -29,6 +30,8 @@ class LoopLink:
         self._socket = sock
         self._doorbell = doorbell
         self._orders: deque[list[Any]] = deque()
+        self.on_kept: Callable[[], None] = lambda: None
+        """Called when an order has been put aside."""
 
     # HostLink
 
@@ -78,6 +81,11 @@ class LoopLink:
     def broken(self, text: str) -> None:
         self._send("broken", text[-LONGEST // 8 :])
 
+    @property
+    def fd(self) -> int:
+        """Readable when there is something to receive."""
+        return self._socket.fileno()
+
     def orders(self) -> list[list[Any]]:
         """What the host has asked for since the last look. HostGone when it has closed the link."""
         while True:
@@ -121,6 +129,7 @@ class LoopLink:
                 return message
             case ["pause" | "unpause" | "pin" | "unpin" | "grants", int(), *_]:
                 self._orders.append(message)
+                self.on_kept()
                 return None
         raise BadMessage(f"unknown message {message[0]!r} from the host")
 

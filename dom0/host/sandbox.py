@@ -18,7 +18,7 @@ from typing import Any
 from xen_py.doorbell import open_native
 
 _ffi, _native = open_native("""
-    int xenpy_sandbox_filter(void);
+    int xenpy_sandbox_filter(int may_read_files);
     int xenpy_no_new_privileges(void);
     int xenpy_die_with_parent(int parent);
     int xenpy_leave_namespaces(void);
@@ -45,11 +45,20 @@ def isolate() -> bool:
 
 def confine() -> None:
     """Give up privileges, files, network and processes for good. Raises OSError rather than run unconfined."""
+    _confine(may_read_files=False)
+
+
+def confine_program() -> None:
+    """The same for a guest that is a program: it may still read files, which importing modules is."""
+    _confine(may_read_files=True)
+
+
+def _confine(*, may_read_files: bool) -> None:
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_NOFILE, _DESCRIPTORS)
     _limit(resource.RLIMIT_FSIZE, _log_size() + _LOG_ROOM)
     _check(_native.xenpy_no_new_privileges(), "no_new_privs")
-    _check(_native.xenpy_sandbox_filter(), "the system call filter")
+    _check(_native.xenpy_sandbox_filter(may_read_files), "the system call filter")
 
 
 def set_title(title: str) -> None:

@@ -23,7 +23,7 @@ from xen_py.clock import Clock, RealClock
 from xen_py.doorbell import Doorbell
 from xen_py.link import HostLink
 from xen_py.memory import GuestMemory
-from xen_py.spec import DomainSpec
+from xen_py.spec import DomainSpec, Program
 
 DESCRIPTORS = 5
 """Memory file, doorbell page, inbox eventfd, outbox eventfd, link socket: in this order."""
@@ -45,6 +45,9 @@ def run_domain(
         memory = stack.enter_context(closing(GuestMemory.from_fd(memory_fd, spec.memory)))
         link = LoopLink(sock, doorbell)
         clock = RealClock()
+        if spec.program is not None:
+            _run_program(stack, spec, spec.program, memory, link, doorbell, clock, confine)
+            return
         confine()
         try:
             domain = stack.enter_context(closing(make(spec, memory, link, clock)))
@@ -56,10 +59,41 @@ def run_domain(
                 link.broken(traceback.format_exc())
 
 
+def _run_program(
+    stack: ExitStack,
+    spec: DomainSpec,
+    program: Program,
+    memory: GuestMemory,
+    link: LoopLink,
+    doorbell: Doorbell,
+    clock: Clock,
+    confine: Callable[[], None],
+) -> None:
+    """A guest that is a program. What it needs is imported here, not in the template: other guests do without."""
+    import trio
+
+    from dom0.host.programloop import ProgramLoop
+    from dom0.host.runtimes import make_program_domain
+
+    async def run() -> None:
+        confine()
+        domain, runtime = make_program_domain(spec, program, memory, link, clock)
+        stack.enter_context(closing(domain))
+        await ProgramLoop(domain, runtime, link, doorbell).run()
+
+    try:
+        trio.run(run)
+    except* HostGone:
+        pass
+    except* Exception:
+        with suppress(HostGone):
+            link.broken(traceback.format_exc())
+
+
 def vm_process(request: bytes, fds: list[int], make: MakeDomain) -> None:
     """The whole life of a VM process; the caller has closed what is not ours and exits afterwards."""
     plain: dict[str, Any] = msgpack.unpackb(request)
     spec = DomainSpec.from_plain(plain["spec"])
     os.setsid()
     sandbox.set_title(f"xen-py: {spec.name} [{spec.domid}]")
-    run_domain(spec, fds, make, sandbox.confine)
+    run_domain(spec, fds, make, sandbox.confine if spec.program is None else sandbox.confine_program)

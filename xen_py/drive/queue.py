@@ -28,7 +28,6 @@ import trio
 from xen_py.drive.bell import Bell
 from xen_py.io.ring import BackRing, FrontRing, RingBroken, RingStatistics
 
-
 GIVE_WAY_EVERY = 8
 """A task whose calls are all answered at once lets others run after so many."""
 

@@ -9,6 +9,7 @@
 
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -43,16 +44,26 @@ static const uint32_t allowed[] = {
 #endif
 };
 
+// What importing a Python module needs beside: looking for files and reading them, never writing or making one.
+static const uint32_t reading[] = {
+    SYS_newfstatat, SYS_statx, SYS_getdents64, SYS_readlinkat, SYS_getcwd, SYS_faccessat, SYS_faccessat2, SYS_pread64,
+    SYS_uname,
+#if defined(__x86_64__)
+    SYS_stat, SYS_lstat, SYS_readlink, SYS_access,
+#endif
+};
+
+#define READING ((int)(sizeof reading / sizeof reading[0]))
 #define ALLOWED ((int)(sizeof allowed / sizeof allowed[0]))
 #define FIELD(name) ((uint32_t)offsetof(struct seccomp_data, name))
 #define LOAD(field) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, field)
 #define IF_EQ(value, yes, no) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, value, yes, no)
 #define RETURN(what) BPF_STMT(BPF_RET | BPF_K, what)
 
-// Install the filter for this process for good. 0, or -errno.
-int xenpy_sandbox_filter(void)
+// Install the filter for this process for good; with `may_read_files` files can be opened for reading. 0, or -errno.
+int xenpy_sandbox_filter(int may_read_files)
 {
-    struct sock_filter code[32 + 2 * ALLOWED];
+    struct sock_filter code[48 + 2 * (ALLOWED + READING)];
     unsigned short n = 0;
     const uint32_t thread = CLONE_VM | CLONE_THREAD | CLONE_SIGHAND;
 
@@ -63,6 +74,19 @@ int xenpy_sandbox_filter(void)
     for (int i = 0; i < ALLOWED; i++) {
         code[n++] = (struct sock_filter)IF_EQ(allowed[i], 0, 1);
         code[n++] = (struct sock_filter)RETURN(SECCOMP_RET_ALLOW);
+    }
+    for (int i = 0; may_read_files && i < READING; i++) {
+        code[n++] = (struct sock_filter)IF_EQ(reading[i], 0, 1);
+        code[n++] = (struct sock_filter)RETURN(SECCOMP_RET_ALLOW);
+    }
+    if (may_read_files) {
+        const uint32_t writing = O_WRONLY | O_RDWR | O_CREAT | O_TRUNC;
+        code[n++] = (struct sock_filter)IF_EQ(SYS_openat, 0, 4);
+        code[n++] = (struct sock_filter)LOAD(FIELD(args[2]));
+        code[n++] = (struct sock_filter)BPF_STMT(BPF_ALU | BPF_AND | BPF_K, writing);
+        code[n++] = (struct sock_filter)IF_EQ(0, 0, 1);
+        code[n++] = (struct sock_filter)RETURN(SECCOMP_RET_ALLOW);
+        code[n++] = (struct sock_filter)LOAD(FIELD(nr)); // the number again, for what follows
     }
     // glibc falls back to clone, whose flags a filter can read: threads yes, processes no
     code[n++] = (struct sock_filter)IF_EQ(SYS_clone3, 0, 1);
