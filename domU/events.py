@@ -62,6 +62,7 @@ class Events:
         for word in range(_WORDS):
             self._mask[word] = (1 << 64) - 1
         self._info[VCPU_INFO_UPCALL_MASK] = 0
+        kernel.upcall = self.upcall
 
     # ---- ports ----
 
@@ -87,7 +88,6 @@ class Events:
     def _open(self, port: Port, handler: Callable[[], None]) -> GuestPort:
         self._handlers[port] = handler
         self._op(_UNMASK, _u32.pack(port))
-        self.upcall()
         return GuestPort(self, port)
 
     def send(self, port: Port) -> None:
@@ -135,5 +135,6 @@ class Events:
 
     def release(self) -> None:
         """The guest is over: let go of its memory."""
+        self._kernel.upcall = lambda: None
         for view in (self._pending, self._mask, self._selector, self._info):
             view.release()

@@ -26,8 +26,7 @@ _SEND = 4
 _SCHED_SHUTDOWN = 2
 _CONSOLE_WRITE = 0
 _VCPU_STOP_PERIODIC_TIMER = 7
-_RETURNS_AT_ONCE = frozenset({Hypercall.VCPU_OP, Hypercall.SET_TIMER_OP})
-"""Calls that may set a timer."""
+_SETS_TIMERS = frozenset({Hypercall.VCPU_OP, Hypercall.SET_TIMER_OP})
 
 
 class OutOfMemory(Exception):
@@ -58,6 +57,8 @@ class Kernel:
         self._dead = False
         self.on_timer: Callable[[], None] = lambda: None
         """Called after a hypercall that may have set a timer."""
+        self.upcall: Callable[[], None] = lambda: None
+        """Called after every hypercall: it may have made an event pending."""
         self.on_over: Callable[[], None] = lambda: None
         """Called when a hypercall has ended the domain."""
         start = domain.spec.start
@@ -118,8 +119,9 @@ class Kernel:
                 break
             domain.engine.clear_kick()
             number, a1, a2, a3, a4, a5, a6 = (*rest, 0, 0, 0, 0, 0, 0)[:7]
-        if number in _RETURNS_AT_ONCE:
+        if number in _SETS_TIMERS:
             self.on_timer()
+        self.upcall()
         if domain.shutdown is not None:
             self.on_over()
         if -4096 < result < 0:
@@ -147,6 +149,7 @@ class Kernel:
         _u32.pack_into(self._argument.data, 0, port)
         domain.count_hypercall(_EVENT_CHANNEL_OP)
         domain.hypercall(domain, self._vcpu, _EVENT_CHANNEL_OP, _SEND, self.argument_va, 0, 0, 0, 0)
+        self.upcall()
 
     def print_emergency(self, text: str) -> None:
         """To the guest's log by console_io, past the console and whatever waits in it."""

@@ -170,7 +170,11 @@ class AsyncClient(AsyncOperations):
             why = f"the connection to the store is gone: {error}"
         except ProtocolError as error:
             why = f"the store does not speak its protocol: {error}"
-        self._end(why)
+        except trio.Cancelled:
+            why = "the client was cancelled"
+            raise
+        finally:
+            self._end(why)  # also when cancelled: who unwatches on its way out must not wait for a reply
 
     def _end(self, why: str) -> None:
         if self._lost is None:

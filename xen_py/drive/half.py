@@ -68,6 +68,8 @@ class Half(ABC):
         """Why it failed last; it stays when the failure has been carried out."""
         self.on_change: Callable[[], None] = lambda: None
         """Called after each change of our state, and at the end."""
+        self.observe: Callable[[State, State, Event, Action], None] = lambda ours, theirs, event, action: None
+        """Told of each cell of the table that is acted on: for traces."""
         self._error_path = error_path
         self._wish = Event.WANTED
         self._gone = False
@@ -75,6 +77,8 @@ class Half(ABC):
         """A failure that has not been carried out."""
         self._reconfigure = False
         self._written = 0
+        self._gave_up_at = -1
+        """What `_written` was when patience was lost last: once is enough."""
         self._bell = Bell()
         self._waiting_step: trio.CancelScope | None = None
         self._prepared = False
@@ -182,8 +186,10 @@ class Half(ABC):
         self.state, self.other_state = ours, theirs
         event, action = self._choose(ours, theirs)
         if action.do is Do.END:
+            self.observe(ours, theirs, event, action)
             return False
         if action.do is Do.WAIT and action.switch_to is None and action.wish is None:
+            self.observe(ours, theirs, event, action)
             await self._rest(seen, ours, theirs)
             return True
         idle = self._is_done(action)
@@ -226,17 +232,21 @@ class Half(ABC):
         """Nothing to do: wait until something changes, or for too long."""
         if self._written != seen or self._unhandled is not None:
             return
-        patience = PATIENCE[self.side] if self._is_impatient(ours) else math.inf
+        waits = self._is_impatient(ours) and seen != self._gave_up_at
+        patience = PATIENCE[self.side] if waits else math.inf
         with trio.move_on_after(patience) as waiting:
             await self._bell.wait()
         if waiting.cancelled_caught:
-            self._counts["timeouts"] += 1
-            action = next_action(self.side, ours, theirs, Event.TIMEOUT, self.published)
-            if action.do is Do.FAIL:
-                self._unhandled = f"the other end is in {theirs.name}, unmoved for {patience:.0f} seconds"
-                self.failure = self._unhandled
-            if action is not next_action(self.side, ours, theirs, self._wish, self.published):
-                await self._carry_out(action, Event.TIMEOUT, ours, theirs, seen)
+            await self._lose_patience(seen, ours, theirs, patience)
+
+    async def _lose_patience(self, seen: int, ours: State, theirs: State, patience: float) -> None:
+        self._counts["timeouts"] += 1
+        self._gave_up_at = seen
+        action = next_action(self.side, ours, theirs, Event.TIMEOUT, self.published)
+        if action.do is Do.FAIL:
+            self._unhandled = f"the other end is in {theirs.name}, unmoved for {patience:.0f} seconds"
+            self.failure = self._unhandled
+        await self._carry_out(action, Event.TIMEOUT, ours, theirs, seen)
 
     def _is_impatient(self, ours: State) -> bool:
         return ours not in (State.CONNECTED, State.CLOSED) or self._wish is Event.UNWANTED
@@ -260,6 +270,7 @@ class Half(ABC):
 
     async def _carry_out(self, action: Action, event: Event, ours: State, theirs: State, seen: int) -> bool:
         """Step, switch, wish. False where it was overtaken by a write or failed: look again."""
+        self.observe(ours, theirs, event, action)
         try:
             if not await self._step(action, ours, theirs, seen):
                 return False
