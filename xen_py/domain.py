@@ -41,6 +41,7 @@ from xen_py.mmu import PageTables
 from xen_py.runstate import RunstateClock
 from xen_py.scheduler import VcpuScheduler
 from xen_py.spec import Blocked, DomainInfo, DomainSpec, Kicked, Shutdown, Step, VcpuInfo
+from xen_py.trace import Tracer, traced_hypercalls
 from xen_py.types import Errno, GuestCrash, Mfn, Port, VcpuId, XenError
 from xen_py.vcpu import Runstate, Vcpu
 
@@ -72,7 +73,8 @@ class Domain:
         self.link = link
         self.clock = clock
         self.engine = engine
-        self.hypercall = hypercall
+        self.hypercall = self._untraced = hypercall
+        self.tracer: Tracer | None = None
         self.counters: Counter[str] = Counter()
         self.hypercall_counts: Counter[int] = Counter()
         self._said: set[str] = set()
@@ -189,6 +191,16 @@ class Domain:
         old, v.user_root = v.user_root, root
         if old:
             self.pages.put_page_and_type(self.frames.index(old))
+
+    def trace(self, tracer: Tracer | None) -> None:
+        """Have every hypercall recorded, or no more. Meanwhile the engine deals with none by itself."""
+        self.tracer = tracer
+        self.hypercall = self._untraced if tracer is None else traced_hypercalls(tracer, self._untraced)
+        self.engine.set_vcpu(self.engine_words(self.current))
+
+    def engine_words(self, v: Vcpu) -> memoryview | None:
+        """What the engine may work on for that vCPU."""
+        return None if self.tracer is not None else v.words
 
     def assists_changed(self) -> None:
         self.writable_pagetables = bool(self.vm_assist >> VmAssist.WRITABLE_PAGETABLES & 1)

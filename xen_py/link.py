@@ -50,7 +50,7 @@ class DirectLink:
         self,
         broker: EventBroker,
         domid: DomId,
-        deliver: Callable[[Delivery], None],
+        deliver: Callable[[DomId, Port, Delivery], None],
         console_write: Callable[[bytes], None],
         log: Callable[[str], None],
     ) -> None:
@@ -93,4 +93,4 @@ class DirectLink:
     def evtchn_notify(self, port: Port) -> None:
         delivery = self._broker.send(self._domid, port)
         if delivery is not None:
-            self._deliver(delivery)
+            self._deliver(self._domid, port, delivery)

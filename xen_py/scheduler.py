@@ -84,7 +84,7 @@ class VcpuScheduler:
         engine.set_gdt(gdt_va(v.id), GDT_LIMIT)
         engine.set_ldt(ldt_va(v.id), v.ldt_entries * 8 - 1 if v.ldt_entries else 0)
         engine.set_task_switched(v.cr0_ts)
-        engine.set_vcpu(v.words)
+        engine.set_vcpu(d.engine_words(v))
         d.access.root_index = (regs[R.CR3] >> 12) - d.frames.base
         self.switches += 1
 

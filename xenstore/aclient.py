@@ -101,7 +101,8 @@ class AsyncClient(AsyncOperations):
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
         self._protocol = commands.Protocol()
-        self._sending = trio.Lock()
+        self._outgoing = bytearray()
+        self._more = trio.lowlevel.ParkingLot()
         self._arrived: dict[int, trio.Event] = {}
         self._watches: dict[AsyncWatch, None] = {}
         self._lost: str | None = None
@@ -115,6 +116,7 @@ class AsyncClient(AsyncOperations):
         failure: Exception | None = None
         async with stream, trio.open_nursery() as nursery:
             nursery.start_soon(client._reader)
+            nursery.start_soon(client._writer)
             try:
                 yield client
             except Exception as error:
@@ -134,12 +136,10 @@ class AsyncClient(AsyncOperations):
         number, data = self._protocol.request(command, txid)
         arrived = self._arrived[number] = trio.Event()
         try:
-            async with self._sending:
-                await self._send(data)
+            self._outgoing += data
+            self._more.unpark()
             await arrived.wait()
             reply = self._protocol.reply(number, command)
-        except trio.BrokenResourceError as error:
-            raise ConnectionLost(f"the connection to the store is gone: {error}") from error
         finally:
             del self._arrived[number]
             self._protocol.forget(number)
@@ -147,14 +147,16 @@ class AsyncClient(AsyncOperations):
             raise ConnectionLost(self._lost or "the connection to the store is gone")
         return reply[0]
 
-    async def _send(self, data: bytes) -> None:
-        """Send a request. Cancelled in the middle of one, the connection is of no use to anybody any more."""
-        await trio.lowlevel.checkpoint_if_cancelled()
+    async def _writer(self) -> None:
+        """Send requests, whole, whatever becomes of the tasks that made them."""
         try:
-            await self._stream.send_all(data)
-        except trio.Cancelled:
-            self._end("a request was cancelled while the store did not take it")
-            raise
+            while True:
+                while not self._outgoing:
+                    await self._more.park()
+                data, self._outgoing = self._outgoing, bytearray()
+                await self._stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self._end(f"the connection to the store is gone: {error}")
 
     async def _reader(self) -> None:
         why = "the store has closed the connection"

@@ -34,6 +34,9 @@ log = logging.getLogger("xenstore")
 SOCKET_ROOM: Final = 65536
 """Bytes of replies made for a socket before they must be sent."""
 
+Observer = Callable[[Connection, str, bytes, str, bytes], None]
+"""Told of a request and its reply: whose, what, payload, what came back, payload."""
+
 _NO_TRANSACTION: Final = frozenset({MsgType.WATCH, MsgType.UNWATCH})
 """Requests in which the transaction id is ignored."""
 _ERROR: Final = int(MsgType.ERROR)
@@ -65,6 +68,7 @@ class Server:
         self.control: Final = Control(self)
         self.journal: Journal | None = None
         self._serve_one = self._serve
+        self._observers: list[Observer] = []
         self._numbers = 0
         handlers = NodeRequests(self).handlers() | self.domains.handlers() | self.control.handlers()
         table: dict[int, Handler] = {int(kind): handler for kind, handler in handlers.items()}
@@ -180,21 +184,33 @@ class Server:
             return _ERROR, b"ENOENT\0"
         return self._serve_one(connection, view, kind, payload)
 
+    def observe(self, observer: Observer) -> None:
+        """Have `observer` told of every request and its reply, until `forget`."""
+        self._observers.append(observer)
+        self._serve_one = self._observed
+
+    def forget(self, observer: Observer) -> None:
+        self._observers.remove(observer)
+        if not self._observers:
+            self._serve_one = self._serve
+
     def trace(self, on: bool) -> None:
         """Log every request and its reply."""
-        self._serve_one = self._traced if on else self._serve
+        if on and not self.tracing:
+            self.observe(_log_request)
+        elif not on and self.tracing:
+            self.forget(_log_request)
 
     @property
     def tracing(self) -> bool:
-        return self._serve_one == self._traced
+        return _log_request in self._observers
 
-    def _traced(self, connection: Connection, view: View, kind: int, payload: bytes) -> tuple[int, bytes]:
-        """`_serve`, with a line in the log for what came in and what goes out."""
-        who = f"connection {connection.id} (d{connection.domid})"
-        log.info("io: IN %s %s (%s)", who, _name(kind), _shown(payload))
-        kind, reply = self._serve(connection, view, kind, payload)
-        log.info("io: OUT %s %s (%s)", who, _name(kind), _shown(reply))
-        return kind, reply
+    def _observed(self, connection: Connection, view: View, kind: int, payload: bytes) -> tuple[int, bytes]:
+        """`_serve`, for observers."""
+        answer, reply = self._serve(connection, view, kind, payload)
+        for observer in self._observers:
+            observer(connection, _name(kind), payload, _name(answer), reply)
+        return answer, reply
 
     def call(self, connection: Connection, kind: MsgType, payload: bytes, txid: TxId = TxId(0)) -> bytes:  # noqa: B008
         """One request of a client in this process: gives the reply, or raises."""
@@ -204,9 +220,14 @@ class Server:
                 raise NotFound("no such transaction")
             view = connection.transactions[txid]
         self.requests += 1
+        reply, answer = b"", MsgType.ERROR.name
         try:
-            return self._handlers[kind](connection, view, payload)
+            reply = self._handlers[kind](connection, view, payload)
+            answer = kind.name
+            return reply
         finally:
+            for observer in self._observers:
+                observer(connection, kind.name, payload, answer, reply)
             if self.after:
                 self._send_after()
             self.settle()
@@ -244,6 +265,12 @@ class Server:
             "requests": self.requests,
             "domains": {domid: self.domains.usage(domid) for domid in sorted(self.accounts.by_domain)},
         }
+
+
+def _log_request(connection: Connection, kind: str, payload: bytes, answer: str, reply: bytes) -> None:
+    who = f"connection {connection.id} (d{connection.domid})"
+    log.info("io: IN %s %s (%s)", who, kind, _shown(payload))
+    log.info("io: OUT %s %s (%s)", who, answer, _shown(reply))
 
 
 def _name(kind: int) -> str:

@@ -77,6 +77,7 @@ class Backend(Half):
         self.frontend = frontend
         self.devid = devid
         self.queues: list[BackQueue] = []
+        self._ring_observer: Callable[[str, str, Any], None] | None = None
         self._frames: list[PinnedFrame] = []
         self._ports: list[Dom0Port] = []
         self._nursery: trio.Nursery | None = None
@@ -118,10 +119,17 @@ class Backend(Half):
         """Map one ring (nodes `prefix` + `ring`...) and bind its event channel; `serve` begins to work on it."""
         frames = await self.pin(self._ring_refs(nodes, prefix + ring))
         queue = BackQueue(BackRing(kind, [frame.data for frame in frames]), lambda: port.notify())
+        queue.observe = self._ring_observer
         self.queues.append(queue)
         port = self.bind(bus.number(nodes, prefix + event, 1, _LARGEST_PORT), queue.on_event)
         self.start(self._serve, queue)
         return queue
+
+    def observe_rings(self, observer: Callable[[str, str, Any], None] | None) -> None:
+        """Have `observer` told of each request and response: which of them, the ring's kind, the values."""
+        self._ring_observer = observer
+        for queue in self.queues:
+            queue.observe = observer
 
     def _ring_refs(self, nodes: Nodes, name: str) -> list[GrantRef]:
         if "ring-page-order" not in nodes:

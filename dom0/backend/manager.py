@@ -28,6 +28,9 @@ ROOT = "/local/domain/0/backend"
 
 _log = logging.getLogger("xen-py.backend")
 
+_FRESH = (b"1", b"6")
+"""States in which a device has no backend: Initialising and Closed."""
+
 Key = tuple[str, int, int]
 """Type, domain and number of a device."""
 
@@ -41,6 +44,8 @@ class BackendManager:
         self._types: dict[str, type[Backend] | None] = {}
         self._devices: dict[Key, Backend] = {}
         self._started = 0
+        self.observe: Callable[[Backend], None] | None = None
+        """Told of each device that comes."""
 
     # ---- types ----
 
@@ -61,6 +66,9 @@ class BackendManager:
     def device(self, kind: str, domid: int, devid: int) -> Backend | None:
         """The backend half of a device that runs."""
         return self._devices.get((kind, domid, devid))
+
+    def all(self) -> list[Backend]:
+        return list(self._devices.values())
 
     def domain_gone(self, domid: DomId) -> None:
         """A domain has ended: its devices have nobody at the other end."""
@@ -103,8 +111,12 @@ class BackendManager:
         if driver is None or frontend is None or front_path is None:
             return
         backend = driver(frontend, LocalBus(self._client), path, front_path.decode(), devid)
+        if self._client.read_or_none(f"{path}/state") not in _FRESH:
+            backend.fail("a backend served this device before, and is gone")
         self._devices[key] = backend
         self._started += 1
+        if self.observe is not None:
+            self.observe(backend)
         self._nursery.start_soon(self._run, key, backend)
 
     async def _run(self, key: Key, backend: Backend) -> None:

@@ -27,6 +27,7 @@ from xen_py.doorbell import RunState
 from xen_py.link import HostLink
 from xen_py.memory import GuestMemory
 from xen_py.spec import DomainSpec
+from xen_py.trace import Tracer
 from xen_py.types import Port
 
 _log = logging.getLogger("xen-py.vm")
@@ -128,6 +129,11 @@ class HostedVm:
             raise GuestGone(f"domain {self.spec.domid} is gone")
         self._statistics.orders += 1
         return grantorders.carry_out(self._domain, kind, list(args))
+
+    async def trace(self, tracer: Tracer | None) -> None:
+        """Have what the domain does recorded there; None ends it."""
+        if self._domain is not None:
+            self._domain.trace(tracer)
 
     def info(self) -> VmInfo:
         domain = self._domain

@@ -78,6 +78,16 @@ class LoopLink:
     def over(self, reason: int, why: str) -> None:
         self._send("over", reason, why[: LONGEST // 8])
 
+    def records(self, lost: int, records: list[list[Any]]) -> bool:
+        """Hand records of a trace over; False where the host does not keep up: they are not sent."""
+        try:
+            self._socket.send(pack("trace", lost, records), socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise HostGone(str(error)) from error
+        return True
+
     def broken(self, text: str) -> None:
         self._send("broken", text[-LONGEST // 8 :])
 
@@ -127,7 +137,7 @@ class LoopLink:
         match message:
             case ["answer", _] | ["failed", int(), str()]:
                 return message
-            case ["pause" | "unpause" | "pin" | "unpin" | "grants", int(), *_]:
+            case ["pause" | "unpause" | "pin" | "unpin" | "grants" | "trace", int(), *_]:
                 self._orders.append(message)
                 self.on_kept()
                 return None

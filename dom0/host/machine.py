@@ -15,14 +15,17 @@ trio thread that opened it; several machines may be open at once, each with a ru
 from __future__ import annotations
 
 import os
+import random
 import re
 import tempfile
+import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import attrs
 import trio
 
 from dom0.backend.console import Console, ConsoleClosed, LogReader
@@ -32,6 +35,7 @@ from dom0.host.assembly import make_domain
 from dom0.host.debugkeys import DebugKeys
 from dom0.host.spawn import ProcessSpawner, Spawner, TemplateProcess, ThreadSpawner
 from dom0.host.switchboard import Dom0Port, Switchboard
+from dom0.host.tracing import MachineTrace
 from dom0.host.vmprocess import MakeDomain
 from dom0.toolstack.building import Progress
 from dom0.toolstack.config import DomainConfig
@@ -40,9 +44,11 @@ from dom0.toolstack.domain import GuestDomain, ToolstackError
 from dom0.toolstack.lifecycle import Toolstack
 from dom0.toolstack.xlcfg import parse_config, read_config_file
 from xen_py.clock import Clock, RealClock
+from xen_py.spec import Program
 from xen_py.types import DomId, Port
 from xenstore.daemon import Daemon
 from xenstore.local import LocalClient
+from xenstore.server import Server
 
 _TAIL = 2000
 
@@ -125,6 +131,28 @@ class Guest:
             await self._toolstack.destroy(self.domid)
 
 
+class LoopClock:
+    """The time of the trio loop, as nanoseconds: virtual where the loop's is. `xen_py.clock.Clock`."""
+
+    virtual = True
+    _WALL_NS = 1_700_000_000_000_000_000
+
+    def __init__(self) -> None:
+        self._started = trio.current_time()
+
+    def now(self) -> int:
+        return round((trio.current_time() - self._started) * 1e9) + 1_000_000_000
+
+    def wall(self) -> int:
+        return self._WALL_NS + self.now()
+
+    def tsc(self) -> int:
+        return self.now()
+
+    def tsc_khz(self) -> int:
+        return 1_000_000
+
+
 @dataclass(frozen=True)
 class FrontDomain:
     """See `dom0.backend.driver.Frontend`."""
@@ -140,18 +168,25 @@ class FrontDomain:
 class Machine:
     """See the module; made by `open_machine`."""
 
-    def __init__(self, rundir: Path, nursery: trio.Nursery, spawner: Spawner, clock: Clock) -> None:
+    def __init__(
+        self, rundir: Path, nursery: trio.Nursery, spawner: Spawner, clock: Clock, seed: int | None = None
+    ) -> None:
         self.rundir = rundir
         self.clock = clock
+        self.seeded = seed is not None
+        self.random = random.Random(seed)
+        """The machine's own dice."""
         self.nursery = nursery
         self.messages = MessageBuffer()
         self.switchboard = Switchboard()
-        self.daemon = Daemon()
+        self.daemon = Daemon(Server(clock=lambda: clock.now() / 1e9))
         self.backends = BackendManager(self.daemon.client(), self._frontend)
         self.toolstack = Toolstack(
             nursery, spawner, self.switchboard, self.daemon, self.backends, self.messages, rundir, clock
         )
+        self.toolstack.builds_in_turn = self.seeded
         self.debug_keys = DebugKeys(self.toolstack.grant_tables, self.messages.hypervisor)
+        self.trace = MachineTrace(self)
         self._consoles: list[GuestConsole] = []
 
     @property
@@ -172,6 +207,10 @@ class Machine:
         """A new guest from a configuration, or from an xl.cfg file with `key=value` words as on xl's command line."""
         if not isinstance(config, DomainConfig):
             config = parse_config(read_config_file(str(config)), str(config), overrides)
+        if self.seeded:
+            config = attrs.evolve(config, uuid=str(uuid.UUID(int=self.random.getrandbits(128), version=4)))
+            if Program.parse(config.kernel) is None:
+                raise ToolstackError("a machine with a seed runs guests written in Python only")
         domain = await self.toolstack.create(config, paused=True, progress=progress)
         guest = Guest(self.toolstack, domain)
         self._consoles.append(guest.console)
@@ -185,6 +224,7 @@ class Machine:
             "events": self.switchboard.statistics(),
             "store": self.daemon.statistics(),
             "messages": self.messages.statistics(),
+            "trace": self.trace.tracer.statistics(),
             "backends": self.backends.statistics(),
         }
 
@@ -202,12 +242,14 @@ async def open_machine(
     log_fd: int = 2,
     make: MakeDomain = make_domain,
     clock: Clock | None = None,
+    seed: int | None = None,
 ) -> AsyncIterator[Machine]:
     """A machine for as long as the block lasts; its guests end with it.
 
     `rundir` holds sockets and logs (a temporary directory if None). `template` is a template process already started;
     `make` makes the domains that run on threads; the programs of Python guests run in this very loop, and `clock` is
-    their time (the host's if None).
+    their time (the host's if None). With a `seed` all the machine's dice are thrown by it and its time is that of the
+    trio loop: `dom0.kit.seeded` makes such loops.
     """
     with ExitStack() as stack:
         where = rundir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xen-py-")))
@@ -216,7 +258,8 @@ async def open_machine(
         async with trio.open_nursery() as nursery:
             spawner: Spawner = ProcessSpawner(nursery, log_fd, template) if processes else ThreadSpawner(make)
             try:
-                machine = Machine(where, nursery, spawner, clock or RealClock())
+                time = clock or (RealClock() if seed is None else LoopClock())
+                machine = Machine(where, nursery, spawner, time, seed)
                 await nursery.start(machine.daemon.serve_unix, os.fspath(where / "xenstored.sock"))
                 await nursery.start(machine.backends.run)
                 try:

@@ -9,6 +9,7 @@ meanwhile.
     ["call", method, args]                    ["answer", result] or ["failed", errno, why]
     ["console", bytes]  console_io output     ["pause", n]
     ["log", text]       a hypervisor message  ["unpause", n]
+    ["trace", lost, [record, ...]]            ["trace", n, on]  record hypercalls (`xen_py.trace`) or stop
     ["over", reason, why]  the domain ended   ["pin", n, [[ref, readonly], ...]]
     ["broken", text]    the loop itself failed    -> for each a frame index or a negative grant status
                                               ["unpin", n, [[ref, readonly], ...], [written frame index, ...]]

@@ -14,10 +14,14 @@ import trio
 
 from dom0.host import grantorders
 from dom0.host.looplink import LoopLink
+from dom0.host.looptrace import LoopTrace
 from dom0.host.runtimes import GuestRuntime
 from xen_py.domain import Domain
 from xen_py.doorbell import Doorbell, RunState
 from xen_py.drive.bell import Bell
+
+RECORDS_SECONDS = 1.0
+"""How long the last records of a trace may wait to be sent."""
 
 
 class _Publisher(trio.abc.Instrument):
@@ -45,7 +49,9 @@ class ProgramLoop:
         self._doorbell = doorbell
         self._pauses = 1
         self._kept = Bell()
+        self._traced = Bell()
         link.on_kept = self._kept.ring
+        self._trace = LoopTrace(domain, link, domain.clock)
 
     async def run(self) -> None:
         """Returns never but by HostGone, when the host has closed the link (or by a bug's exception)."""
@@ -56,6 +62,7 @@ class ProgramLoop:
             nursery.start_soon(self._serve_host)
             nursery.start_soon(self._serve_kept)
             nursery.start_soon(self._take_events)
+            nursery.start_soon(self._send_records)
             await self._runtime.run()
             nursery.cancel_scope.cancel()
         trio.lowlevel.remove_instrument(instrument)
@@ -78,6 +85,13 @@ class ProgramLoop:
         while True:
             await self._kept.wait()
             self._obey()
+
+    async def _send_records(self) -> None:
+        while True:
+            await self._traced.wait()
+            while self._trace.on:
+                await trio.sleep(RECORDS_SECONDS)
+                self._trace.send()
 
     async def _take_events(self) -> None:
         inbox = self._doorbell.inbox
@@ -103,6 +117,10 @@ class ProgramLoop:
         for kind, order, *args in self._link.orders():
             if kind in ("pause", "unpause"):
                 self._pauses = max(0, self._pauses + (1 if kind == "pause" else -1))
+                self._link.done(order)
+            elif kind == "trace":
+                self._trace.switch(bool(args[0]))
+                self._traced.ring()
                 self._link.done(order)
             else:
                 self._link.done(order, grantorders.carry_out(self._domain, kind, args))

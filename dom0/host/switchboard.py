@@ -41,6 +41,9 @@ class Switchboard:
         self.broker = EventBroker()
         self._inboxes: dict[DomId, Callable[[Port], None]] = {}
         self._handlers: dict[Port, Callable[[], None]] = {}
+        self.carry: Callable[[DomId, Port, Delivery], None] = self._carry
+        """How an event gets from who sent it (domain and port) to where it goes: replaced by whoever watches events
+        pass, or holds them up."""
         self.broker.add_domain(DOM0, 1, NR_EVENT_CHANNELS_2L - 1)
 
     def add_domain(self, domid: DomId, vcpus: int, max_port: int) -> None:
@@ -69,7 +72,10 @@ class Switchboard:
         with suppress(XenError):
             delivery = self.broker.send(domid, port)
             if delivery is not None:
-                self.deliver(delivery)
+                self.carry(domid, port, delivery)
+
+    def _carry(self, _domid: DomId, _port: Port, delivery: Delivery) -> None:
+        self.deliver(delivery)
 
     def deliver(self, delivery: Delivery) -> None:
         if delivery.domid == DOM0:
@@ -83,7 +89,10 @@ class Switchboard:
 
     def link_for(self, domid: DomId, console_write: Callable[[bytes], None], log: Callable[[str], None]) -> DirectLink:
         """What serves the domain's own event channel calls."""
-        return DirectLink(self.broker, domid, self.deliver, console_write, log)
+        return DirectLink(self.broker, domid, self._sent, console_write, log)
+
+    def _sent(self, domid: DomId, port: Port, delivery: Delivery) -> None:
+        self.carry(domid, port, delivery)
 
     def statistics(self) -> dict[str, object]:
         return self.broker.statistics() | {"handlers": len(self._handlers)}

@@ -28,6 +28,7 @@ from xen_py.evtchn import EvtchnStatus
 from xen_py.link import HostLink
 from xen_py.memory import GuestMemory
 from xen_py.spec import DomainSpec
+from xen_py.trace import Record, Tracer
 from xen_py.types import Port, XenError
 
 _log = logging.getLogger("xen-py.vm")
@@ -109,6 +110,7 @@ class Vm:
         self.grants = GuestGrants(spec.domid, memory, self.order)
         self.pauses = 1
         self._statistics = VmStatistics()
+        self._tracer: Tracer | None = None
         self._over = False
         self._killed = False
         self._trouble: str | None = None
@@ -203,6 +205,8 @@ class Vm:
                 await self._send(*self._call(method, arguments))
             case ["console", bytes(data)]:
                 self._services.console_write(data)
+            case ["trace", int(lost), list(records)]:
+                self._pass_on(lost, records)
             case ["log", str(text)]:
                 self._services.log(text)
             case ["done", int(number), result] if number in self._orders:
@@ -220,6 +224,19 @@ class Vm:
                 self._services.log(text)
             case _:
                 raise BadMessage(f"unexpected {message[0]!r}")
+
+    def _pass_on(self, lost: int, records: list[Any]) -> None:
+        """Records of the domain's loop: whatever they say, it is this domain that says it."""
+        tracer = self._tracer
+        if tracer is None or not tracer.on:
+            return
+        try:
+            for plain in records:
+                tracer.pass_on(Record.from_plain(plain)._replace(domid=self.spec.domid))
+        except ValueError as error:
+            raise BadMessage(str(error)) from error
+        if lost:
+            tracer.record(self.spec.domid, "domain", "records lost", count=lost)
 
     def _call(self, method: str, arguments: list[Any]) -> tuple[object, ...]:
         if _CALLS.get(method) != len(arguments) or not all(type(n) is int and n in _NUMBERS for n in arguments):
@@ -257,6 +274,12 @@ class Vm:
             self._loop.kill()
             self._hang_up()
         await self.ended.wait()
+
+    async def trace(self, tracer: Tracer | None) -> None:
+        """Have what the domain does recorded there, as far as the records keep up; None ends it."""
+        self._tracer = tracer
+        with suppress(GuestGone):
+            await self.order("trace", tracer is not None, check=lambda result: result is None)
 
     async def _order(self, kind: str) -> None:
         if self._loop is None or self._over:

@@ -13,13 +13,14 @@ from typing import Protocol
 
 from dom0.host import grantorders
 from dom0.host.looplink import LoopLink
+from dom0.host.looptrace import LoopTrace, Traced
 from xen_py.clock import Clock
 from xen_py.doorbell import Doorbell, RunState
 from xen_py.spec import Blocked, DomainInfo, Kicked, Shutdown, Step
 from xen_py.types import Port
 
 
-class Steppable(grantorders.Granter, Protocol):
+class Steppable(grantorders.Granter, Traced, Protocol):
     """What the loop needs of `xen_py.domain.Domain`."""
 
     def step(self) -> Step: ...
@@ -39,6 +40,7 @@ class VmLoop:
         self._clock = clock
         self._pauses = pauses
         self._ended = False
+        self._trace = LoopTrace(domain, link, clock)
         domain.watch_kick_fd(doorbell.inbox.eventfd)
 
     def run(self) -> None:
@@ -63,11 +65,15 @@ class VmLoop:
                     self._wait_for_the_end()
 
     def _obey(self) -> None:
+        self._trace.send()
         for kind, order, *args in self._link.orders():
             if kind in ("pause", "unpause"):
                 self._pauses = max(0, self._pauses + (1 if kind == "pause" else -1))
                 if self._pauses and not self._ended:
                     self._publish(RunState.PAUSED)
+                self._link.done(order)
+            elif kind == "trace":
+                self._trace.switch(bool(args[0]))
                 self._link.done(order)
             else:
                 self._link.done(order, grantorders.carry_out(self._domain, kind, args))
@@ -78,6 +84,7 @@ class VmLoop:
         self._doorbell.inbox.quiet()
 
     def _sleep_blocked(self, deadline_ns: int | None) -> None:
+        self._trace.send()
         self._publish(RunState.BLOCKED)
         seconds = None
         if deadline_ns is not None:

@@ -55,6 +55,7 @@ class Assembler:
         clock: Clock,
         devices: Devices,
     ) -> None:
+        self.builds_in_turn = False
         self._devices = devices
         self._clock = clock
         self._nursery = nursery
@@ -82,7 +83,8 @@ class Assembler:
         store_port = broker.alloc_unbound(DomId(0), domid, DomId(0))
         console_port = broker.alloc_unbound(DomId(0), domid, DomId(0))
         memory = guest.memory = GuestMemory.create(MemoryGeometry.for_domain(config.maxmem_kb // 4), guest.name)
-        built = await building.build_domain(config, memory, store_port, console_port, progress)
+        build = building.build_in_turn if self.builds_in_turn else building.build_domain
+        built = await build(config, memory, store_port, console_port, progress)
         guest.build_log = built.log
         spec = DomainSpec(
             domid,

@@ -36,6 +36,7 @@ from dom0.toolstack.dmesg import MessageBuffer
 from dom0.toolstack.domain import GuestDomain, ToolstackError
 from xen_py.abi.xen import ShutdownReason
 from xen_py.clock import Clock
+from xen_py.trace import Tracer
 from xen_py.types import DomId
 from xenstore.daemon import Daemon
 from xenstore.errors import NotFound, XenstoreError
@@ -95,8 +96,19 @@ class Toolstack:
             nursery, spawner, switchboard, store, self._client, messages, rundir, clock, self.devices
         )
         self._last_domid = 0
+        self._tracer: Tracer | None = None
+        self._clock = clock
         self._created = 0
         self._assembler.write(storetree.dom0_nodes(self._dom0_memory_kb()))
+
+    @property
+    def builds_in_turn(self) -> bool:
+        """Domains are built in this thread, which waits for it, and not beside it."""
+        return self._assembler.builds_in_turn
+
+    @builds_in_turn.setter
+    def builds_in_turn(self, wanted: bool) -> None:
+        self._assembler.builds_in_turn = wanted
 
     # looking
 
@@ -114,6 +126,13 @@ class Toolstack:
     def statistics(self) -> dict[str, int]:
         return {"domains": len(self.domains), "created": self._created, "last_domid": self._last_domid}
 
+    async def trace(self, tracer: Tracer | None) -> None:
+        """Have what every guest does recorded there, those to come too; None ends it."""
+        self._tracer = tracer
+        for guest in list(self.domains.values()):
+            if guest.vm is not None and guest.building is None:
+                await guest.vm.trace(tracer)
+
     # creating
 
     async def create(
@@ -124,7 +143,7 @@ class Toolstack:
         domid = self._next_domid()
         self._refuse_taken(config.name, domid)
         self._refuse_too_much(config, domid)
-        guest = GuestDomain(domid, config, config.name, config.uuid)
+        guest = GuestDomain(domid, config, config.name, config.uuid, start_time=self._clock.wall() / 1e9)
         guest.building = trio.CancelScope()
         self.domains[domid] = guest
         finished = False
@@ -133,6 +152,8 @@ class Toolstack:
                 await self._assembler.make(guest, progress, self._on_over, self._on_death)
                 finished = True
             guest.building = None
+            if guest.vm is not None and self._tracer is not None:
+                await guest.vm.trace(self._tracer)
             if not finished:
                 raise ToolstackError(f"Domain {domid}:destroyed while it was being created", code=EXIT_FAILED)
             if not paused:
@@ -222,7 +243,7 @@ class Toolstack:
             await self.destroy(guest.domid)
         if action not in _RESTARTS:
             return
-        if time.time() - guest.start_time < QUICK_DEATH_SECONDS:
+        if self._clock.wall() / 1e9 - guest.start_time < QUICK_DEATH_SECONDS:
             await trio.sleep(QUICK_DEATH_SECONDS)
         try:
             await self.create(guest.config)

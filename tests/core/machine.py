@@ -21,7 +21,7 @@ from xen_py.link import DirectLink
 from xen_py.memory import GuestMemory, MemoryGeometry
 from xen_py.spec import Blocked, DomainSpec, Shutdown, Step
 from xen_py.start import StartState
-from xen_py.types import DomId, Mfn, Pfn
+from xen_py.types import DomId, Mfn, Pfn, Port
 
 BASE = 0xFFFFFFFF80000000
 START, L4, L3, L2, L1, STACK, CODE, DATA, STORE, CONSOLE, USER_L4, USER_L3, USER_L2, USER_L1, USER_CODE, USER_STACK = (
@@ -194,7 +194,12 @@ def build_machine(vcpus: int = 1) -> Machine:
         store_mfn=Mfn(base + STORE),
         console_mfn=Mfn(base + CONSOLE),
     )
-    host = DirectLink(broker, DomId(1), delivered.append, console.extend, messages.append)
+
+
+    def deliver(_domid: DomId, _port: Port, delivery: Delivery) -> None:
+        delivered.append(delivery)
+
+    host = DirectLink(broker, DomId(1), deliver, console.extend, messages.append)
     domain = Domain(spec, memory, host, clock, UnicornEngine(4 << 20), dispatch)
     domain.vcpus[0].periodic_next = 0  # no timer unless the test sets one
     return Machine(domain, memory, broker, clock, delivered, console, messages)

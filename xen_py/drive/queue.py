@@ -173,6 +173,8 @@ class BackQueue:
         self.ring = ring
         self._notify = notify
         self._bell = Bell()
+        self.observe: Callable[[str, str, Any], None] | None = None
+        """Told of each slot that passes: what it is, the ring's kind, its values."""
         self._answer: Callable[[Any], Any] | None = None
         self._error: Exception | None = None
         self._closing = False
@@ -204,8 +206,8 @@ class BackQueue:
         ring = self.ring
         try:
             while True:
-                for request in ring.take():
-                    ring.put(handle(request))
+                for request in self._take():
+                    self._put(handle(request))
                 if ring.push():
                     self._notify()
                 if self._closing or not ring.final_check():
@@ -230,7 +232,7 @@ class BackQueue:
         await trio.lowlevel.checkpoint_if_cancelled()
         waited = False
         while not self._closing:
-            if taken := ring.take():
+            if taken := self._take():
                 if not waited:  # a frontend that never lets the ring run dry must not keep the others waiting
                     await trio.lowlevel.cancel_shielded_checkpoint()
                 return taken
@@ -242,7 +244,19 @@ class BackQueue:
     def respond(self, response: Any) -> None:
         """Put the response to one of the requests taken; `flush` shows it. After `close` it goes nowhere."""
         if not self._closed:
-            self.ring.put(response)
+            self._put(response)
+
+    def _take(self) -> list[Any]:
+        taken = self.ring.take()
+        if self.observe is not None:
+            for request in taken:
+                self.observe("request", self.ring.kind.name, request)
+        return taken
+
+    def _put(self, response: Any) -> None:
+        self.ring.put(response)
+        if self.observe is not None:
+            self.observe("response", self.ring.kind.name, response)
 
     def flush(self) -> None:
         """Show the frontend all responses, and tell it if it waits for them."""
