@@ -3,43 +3,47 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TypeVar
 
-from xen_py.drive.bus import BusNodes
+from xen_py.drive.bus import BusError, BusNodes
 from xenstore.aclient import AsyncClient, AsyncOperations
-from xenstore.errors import NotFound
+from xenstore.errors import NotFound, PermissionDenied, XenstoreError
 
 T = TypeVar("T")
 
 
 class RingNodes:
-    """Nodes of the store, or as one of its transactions sees them."""
+    """Nodes of the store, or as one of its transactions sees them.
+
+    A node that is gone together with its directory may not even be looked for: that counts as missing too.
+    """
 
     def __init__(self, operations: AsyncOperations) -> None:
         self._operations = operations
 
     async def read(self, path: str) -> bytes | None:
-        try:
-            return await self._operations.read(path)
-        except NotFound:
-            return None
+        with _bus_errors():
+            try:
+                return await self._operations.read(path)
+            except (NotFound, PermissionDenied):
+                return None
 
     async def write(self, path: str, value: str) -> None:
-        await self._operations.write(path, value)
+        with _bus_errors():
+            await self._operations.write(path, value)
 
     async def remove(self, path: str) -> None:
-        try:
+        with _bus_errors(), suppress(NotFound):
             await self._operations.delete(path)
-        except NotFound:
-            return
 
     async def names(self, path: str) -> list[str]:
-        try:
-            return await self._operations.list(path)
-        except NotFound:
-            return []
+        with _bus_errors():
+            try:
+                return await self._operations.list(path)
+            except (NotFound, PermissionDenied):
+                return []
 
 
 class RingBus(RingNodes):
@@ -50,9 +54,20 @@ class RingBus(RingNodes):
         self._client = client
 
     async def run_transaction(self, body: Callable[[BusNodes], Awaitable[T]]) -> T:
-        return await self._client.run_transaction(lambda transaction: body(RingNodes(transaction)))
+        with _bus_errors():
+            return await self._client.run_transaction(lambda transaction: body(RingNodes(transaction)))
 
     @asynccontextmanager
     async def watch(self, path: str, changed: Callable[[], None]) -> AsyncIterator[None]:
-        async with self._client.watch(path, on_event=changed):
-            yield
+        with _bus_errors():
+            async with self._client.watch(path, on_event=changed):
+                yield
+
+
+@contextmanager
+def _bus_errors() -> Iterator[None]:
+    """The store's errors as drivers know them."""
+    try:
+        yield
+    except XenstoreError as error:
+        raise BusError(str(error)) from error

@@ -136,5 +136,6 @@ class Events:
     def release(self) -> None:
         """The guest is over: let go of its memory."""
         self._kernel.upcall = lambda: None
+        self._handlers.clear()
         for view in (self._pending, self._mask, self._selector, self._info):
             view.release()

@@ -69,7 +69,9 @@ class Grants:
 
     def end_and_free(self, ref: GrantRef) -> None:
         """Take a grant back and free its page: at once, or later if somebody still uses it."""
-        page = self._granted[ref]
+        page = self._granted.get(ref)
+        if page is None:
+            return  # the guest is over
         if self.end(ref):
             self._kernel.free(page)
         else:
@@ -127,6 +129,8 @@ class Grants:
 
     def release(self) -> None:
         """The guest is over: let go of its memory."""
+        self._granted.clear()
+        self._lingering.clear()
         for frame in self._frames:
             with suppress(BufferError):
                 frame.release()

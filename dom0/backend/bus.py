@@ -6,12 +6,12 @@ Owner: the trio thread.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TypeVar
 
-from xen_py.drive.bus import BusNodes
-from xenstore.errors import Conflict, NotFound
+from xen_py.drive.bus import BusError, BusNodes
+from xenstore.errors import Conflict, NotFound, XenstoreError
 from xenstore.local import LocalClient, Operations
 
 T = TypeVar("T")
@@ -24,22 +24,23 @@ class LocalNodes:
         self._operations = operations
 
     async def read(self, path: str) -> bytes | None:
-        return self._operations.read_or_none(path)
+        with _bus_errors():
+            return self._operations.read_or_none(path)
 
     async def write(self, path: str, value: str) -> None:
-        self._operations.write(path, value)
+        with _bus_errors():
+            self._operations.write(path, value)
 
     async def remove(self, path: str) -> None:
-        try:
+        with _bus_errors(), suppress(NotFound):
             self._operations.rm(path)
-        except NotFound:
-            return
 
     async def names(self, path: str) -> list[str]:
-        try:
-            return self._operations.directory(path)
-        except NotFound:
-            return []
+        with _bus_errors():
+            try:
+                return self._operations.directory(path)
+            except NotFound:
+                return []
 
 
 class LocalBus(LocalNodes):
@@ -52,15 +53,27 @@ class LocalBus(LocalNodes):
     async def run_transaction(self, body: Callable[[BusNodes], Awaitable[T]]) -> T:
         while True:
             try:
-                with self._client.transaction() as transaction:
+                with _bus_errors(), self._client.transaction() as transaction:
                     return await body(LocalNodes(transaction))
             except Conflict:
                 continue
 
     @asynccontextmanager
     async def watch(self, path: str, changed: Callable[[], None]) -> AsyncIterator[None]:
-        channel = self._client.watch(path, on_event=changed)
+        with _bus_errors():
+            channel = self._client.watch(path, on_event=changed)
         try:
             yield
         finally:
             channel.close()
+
+
+@contextmanager
+def _bus_errors() -> Iterator[None]:
+    """The store's errors as drivers know them; a conflict is the transaction's own affair."""
+    try:
+        yield
+    except Conflict:
+        raise
+    except XenstoreError as error:
+        raise BusError(str(error)) from error

@@ -43,6 +43,7 @@ class BackendManager:
         self._frontend = frontend
         self._types: dict[str, type[Backend] | None] = {}
         self._devices: dict[Key, Backend] = {}
+        self._scopes: dict[Key, trio.CancelScope] = {}
         self._started = 0
         self.observe: Callable[[Backend], None] | None = None
         """Told of each device that comes."""
@@ -75,6 +76,12 @@ class BackendManager:
         for (_, owner, _), backend in list(self._devices.items()):
             if owner == domid:
                 backend.peer_gone()
+
+    def restart(self, kind: str, domid: int, devid: int) -> None:
+        """End a device's backend where it stands and start another, as after a crash of it."""
+        scope = self._scopes.get((kind, domid, devid))
+        if scope is not None:
+            scope.cancel()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve devices until cancelled."""
@@ -121,11 +128,12 @@ class BackendManager:
 
     async def _run(self, key: Key, backend: Backend) -> None:
         try:
-            await backend.run()
+            with trio.CancelScope() as self._scopes[key]:
+                await backend.run()
         except Exception:
             _log.exception("%s: the backend failed", backend.name)
         finally:
-            del self._devices[key]
+            del self._devices[key], self._scopes[key]
         self._consider(key)
 
     def statistics(self) -> dict[str, Any]:

@@ -47,6 +47,13 @@ class MachineTrace:
             self._uninstall()
             await self._machine.toolstack.trace(None)
 
+    def carry_by(self, carry: Callable[[DomId, Port, Delivery], None]) -> None:
+        """Have events carried so from now on, whether they are recorded or not."""
+        if self.tracer.on:
+            self._passed = carry
+        else:
+            self._machine.switchboard.carry = carry
+
     # ---- where things are seen ----
 
     def _install(self) -> None:

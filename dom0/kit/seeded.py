@@ -66,7 +66,7 @@ class Deliveries:
         self.under_way = 0
 
     def install(self) -> None:
-        self._machine.switchboard.carry = self.carry
+        self._machine.trace.carry_by(self.carry)
 
     def carry(self, _sender: DomId, _port: Port, delivery: Delivery) -> None:
         self.send(delivery, self._dice.uniform(0, LONGEST_WAY))

@@ -25,13 +25,14 @@ from typing import TYPE_CHECKING, ClassVar
 import trio
 
 from domU.events import GuestPort
-from domU.kernel import Page
+from domU.grants import NoGrants
+from domU.kernel import OutOfMemory, Page
 from xen_py.drive.bus import Nodes
 from xen_py.drive.half import DeviceFailed, Half
 from xen_py.drive.queue import FrontQueue
 from xen_py.io.ring import FrontRing, RingKind
-from xen_py.io.xenbus import Side, State
-from xen_py.types import DomId, GrantRef
+from xen_py.io.xenbus import Event, Side, State
+from xen_py.types import DomId, GrantRef, XenError
 
 if TYPE_CHECKING:
     from domU.guest import Guest
@@ -55,7 +56,8 @@ class Frontend(Half):
         self.devid = devid
         self.backend_id = DomId(0)
         self._queue: FrontQueue | None = None
-        self._refs: list[GrantRef] = []
+        self.shared: list[tuple[GrantRef, Page]] = []
+        """What the backend may use now."""
         self._ports: list[GuestPort] = []
         self._closers: list[Callable[[], None]] = []
         self._changed = trio.lowlevel.ParkingLot()
@@ -72,10 +74,12 @@ class Frontend(Half):
         return self._queue
 
     async def wait_connected(self) -> None:
-        """Until the device can be used. DeviceFailed when it has failed, or ended."""
+        """Until the device can be used. DeviceFailed when it has ended, or one of the halves has closed it."""
         while not (self.connected and self.state is State.CONNECTED):
-            if self.over.is_set() or (self.failure is not None and self.state is State.CLOSED):
+            if self.over.is_set():
                 raise DeviceFailed(f"{self.name} cannot be used: {self.failure or 'it was taken away'}")
+            if self.state is State.CLOSED and self.wish is not Event.WANTED and self.is_free():
+                raise DeviceFailed(f"{self.name} cannot be used: {self.failure or 'the backend has closed it'}")
             await self._changed.park()
 
     async def leave(self) -> None:
@@ -113,7 +117,7 @@ class Frontend(Half):
     def grant(self, page: Page, *, readonly: bool = False) -> GrantRef:
         """Let the backend use the page until the device is freed; the page goes with it."""
         ref = self.guest.grants.grant(self.backend_id, page, readonly=readonly)
-        self._refs.append(ref)
+        self.shared.append((ref, page))
         return ref
 
     def offer(self, handler: Callable[[], None]) -> GuestPort:
@@ -138,7 +142,11 @@ class Frontend(Half):
             raise DeviceFailed(f"{self.own}/backend-id is missing")
         self.backend_id = DomId(int(value))
         nodes = await self.their_nodes()
-        for name, text in (await self.publish(nodes)).items():
+        try:
+            published = await self.publish(nodes)
+        except (XenError, OutOfMemory, NoGrants) as error:
+            raise DeviceFailed(f"the device cannot be set up: {error}") from error
+        for name, text in published.items():
             await self.bus.write(f"{self.own}/{name}", text)
 
     async def do_connect(self, nodes: Nodes) -> None:
@@ -163,6 +171,6 @@ class Frontend(Half):
         await self.do_disconnect()
         for port in self._ports:
             port.close()
-        for ref in self._refs:
-            self.guest.grants.end_and_free(ref)
-        self._ports, self._refs = [], []
+        for ref, _ in self.shared:
+            self.guest.grants.end_and_free(ref)  # and the page
+        self._ports, self.shared = [], []

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What a driver half needs of the store, as protocols: dom0 and a guest reach it by different ways.
 
-Paths are absolute. `None` stands for a node that is not there. Values are bytes as they come, text as they go.
+Paths are absolute. `None` stands for a node that is not there. Values are bytes as they come, text as they go. All
+operations may raise BusError.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ Nodes = dict[str, bytes]
 
 class TooManyNodes(Exception):
     """The other end's directory is larger than any device's can be."""
+
+
+class BusError(Exception):
+    """The store has refused: the directory is gone, a quota is full, the connection is lost."""
 
 
 class BusNodes(Protocol):

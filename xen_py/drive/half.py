@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 import trio
 
 from xen_py.drive.bell import Bell
-from xen_py.drive.bus import BadNode, Bus, BusNodes, Nodes, TooManyNodes, read_tree
+from xen_py.drive.bus import BadNode, Bus, BusError, BusNodes, Nodes, TooManyNodes, read_tree
 from xen_py.io.ring import RingBroken
 from xen_py.io.xenbus import Action, Do, Event, Side, State, next_action, parse_state
 
@@ -36,7 +36,7 @@ _log = logging.getLogger("xen-py.xenbus")
 PATIENCE: dict[Side, float] = {Side.FRONTEND: 5 * 60, Side.BACKEND: math.inf}
 """Seconds without any change of state until TIMEOUT; backends wait for a frontend as long as it takes."""
 
-EXPECTED = (RingBroken, BadNode, TooManyNodes)
+EXPECTED = (RingBroken, BadNode, TooManyNodes, BusError)
 """What the other end can bring about: a reason in `error/` and no traceback."""
 
 
@@ -67,7 +67,7 @@ class Half(ABC):
         self.failure: str | None = None
         """Why it failed last; it stays when the failure has been carried out."""
         self.on_change: Callable[[], None] = lambda: None
-        """Called after each change of our state, and at the end."""
+        """Called after each change of our state or wish, and at the end."""
         self.observe: Callable[[State, State, Event, Action], None] = lambda ours, theirs, event, action: None
         """Told of each cell of the table that is acted on: for traces."""
         self._error_path = error_path
@@ -76,6 +76,8 @@ class Half(ABC):
         self._unhandled: str | None = None
         """A failure that has not been carried out."""
         self._reconfigure = False
+        self._nonsense: bytes | None = None
+        """What the other end had for a state when we last complained of it."""
         self._written = 0
         self._gave_up_at = -1
         """What `_written` was when patience was lost last: once is enough."""
@@ -153,6 +155,8 @@ class Half(ABC):
                     await stack.enter_async_context(self.bus.watch(path, self._on_write))
                 while await self._turn():
                     pass
+        except BusError as error:
+            self.failure = f"the store is gone: {error}"
         finally:
             with trio.CancelScope(shield=True):
                 await self._end()
@@ -178,6 +182,7 @@ class Half(ABC):
             return
         self._wish = wish
         self._stir()
+        self.on_change()
 
     async def _turn(self) -> bool:
         """Look once and act, or wait until there is something to look at. False: the device is over."""
@@ -200,12 +205,15 @@ class Half(ABC):
         return True
 
     async def _look(self) -> tuple[State, State]:
-        """Both states. Nonsense of the other end's is a failure."""
+        """Both states. Nonsense of the other end's is a failure, once; then it counts as none."""
         ours = parse_own_state(await self.bus.read(f"{self.own}/state"))
+        value = await self.bus.read(f"{self.other}/state")
         try:
-            theirs = parse_state(await self.bus.read(f"{self.other}/state"))
+            theirs = parse_state(value)
+            self._nonsense = None
         except ValueError as error:
-            if self._wish is Event.WANTED and self._unhandled is None:
+            if value != self._nonsense:
+                self._nonsense = value
                 self.fail(str(error))
             theirs = State.UNKNOWN
         await self.look_further()
