@@ -14,7 +14,7 @@ import trio
 
 from xenstore.errors import NotFound
 from xenstore.local import LocalClient
-from xenstore.migration import ConnectionState
+from xenstore.migration import ConnectionState, dump, restore
 from xenstore.page import CONNECTION, INDICES, RECONNECT, check_page
 from xenstore.ring import RingConnection
 from xenstore.server import Server
@@ -92,6 +92,20 @@ class Daemon:
             ring.close()
         self.store.domains.gone(DomId(domid))
         self.store.settle()
+
+    def restart(self) -> None:
+        """Have the store forget all but what it would hand to its successor at a live update, and go on from that.
+
+        Domains see their transactions end in conflicts, and nothing else. Clients of this process stay connected.
+        """
+        store = self.store
+        state = restore(store, dump(store))
+        for domid, ring in self._rings.items():
+            if domid in state.connections:
+                ring.restart(state.connections[domid])
+                store.domains.get(domid).connection = ring.connection
+                ring.on_event()
+        store.settle()
 
     def domain_shutdown(self, domid: int) -> None:
         """The domain has stopped but still exists (@releaseDomain, once until RESUME)."""

@@ -239,6 +239,19 @@ class RingConnection:
         self._advertise()
         self._notify()
 
+    def restart(self, state: ConnectionState) -> None:
+        """Go on as a new connection of what `state` says, where the old one stopped: the store has been restarted.
+
+        Watches are there again, transactions end in a conflict; the guest's bytes go on where they were.
+        """
+        if self._bytes is None:
+            return
+        old = self.connection
+        self._server.disconnect(old)
+        self.connection = self._server.connect(old.domid, self._flush, ROOM)
+        self.connection.features = old.features
+        resume(self._server, self.connection, state)
+
     def close(self) -> None:
         """The domain is gone, or gets another page: the page is not touched any more."""
         if self._bytes is None:

@@ -89,6 +89,32 @@ def test_a_guest_does_not_notice_that_it_was_moved() -> None:
         guest.call(MsgType.TRANSACTION_END, "T", txid=txid)
 
 
+def test_a_store_that_is_restarted_in_place() -> None:
+    """As above, but store, page and the clients of this process stay; nothing is counted twice."""
+    daemon, guest = filled()
+    client = daemon.client()
+    before = dump(daemon.store)
+    nodes = daemon.store.accounts.of(DomId(5)).nodes, daemon.store.accounts.of(DomId(5)).watches
+    txid = int(guest.call(MsgType.TRANSACTION_START, "")[:-1])
+    request = pack(MsgType.READ, 77, 0, b"data\0")
+    guest.put(request[:10])
+    daemon.restart()
+    guest.send(request[10:])
+    guest.drain()
+    assert [reply.req_id for reply in guest.replies] == [77]
+    guest.replies.clear()
+    assert guest.events == []
+    with pytest.raises(Conflict):
+        guest.call(MsgType.TRANSACTION_END, "T", txid=txid)
+    assert read_stream(dump(daemon.store)).nodes == read_stream(before).nodes
+    assert (daemon.store.accounts.of(DomId(5)).nodes, daemon.store.accounts.of(DomId(5)).watches) == nodes
+    client.write("/local/domain/5/data/x", "")
+    guest.drain()
+    assert sorted(guest.events) == [("/local/domain/5/data/x", "deep"), ("data/x", "rel")]
+    daemon.release(5)
+    assert DomId(5) not in [each.domid for each in daemon.store.domains.known()]
+
+
 def stream(*records: tuple[int, bytes], order: str = "<", version: int = 1) -> bytes:
     parts = [b"xenstore" + struct.pack(">II", version, order == ">")]
     for kind, body in records:
