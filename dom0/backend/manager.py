@@ -19,6 +19,8 @@ import trio
 
 from dom0.backend.bus import LocalBus
 from dom0.backend.driver import Backend, Frontend
+from xen_py.drive.half import parse_own_state
+from xen_py.io.xenbus import State
 from xen_py.types import DomId
 from xenstore.errors import NotFound
 from xenstore.local import LocalClient
@@ -110,15 +112,16 @@ class BackendManager:
         """Start what is there and not served."""
         kind, domid, devid = key
         path = f"{ROOT}/{kind}/{domid}/{devid}"
-        if key in self._devices or not self._client.exists(f"{path}/state"):
-            return
+        state = self._client.read_or_none(f"{path}/state")
+        if key in self._devices or parse_own_state(state) is State.UNKNOWN:
+            return  # a state that is no state is to a backend as one that is missing: it would end at once, and again
         driver = self.driver(kind)
         frontend = self._frontend(DomId(domid))
         front_path = self._client.read_or_none(f"{path}/frontend")
         if driver is None or frontend is None or front_path is None:
             return
         backend = driver(frontend, LocalBus(self._client), path, front_path.decode(), devid)
-        if self._client.read_or_none(f"{path}/state") not in _FRESH:
+        if state not in _FRESH:
             backend.fail("a backend served this device before, and is gone")
         self._devices[key] = backend
         self._started += 1
