@@ -185,18 +185,15 @@ async def _use(pair: Pair, device: _Device, trusted: bool) -> bool:
         with trio.move_on_after(math.inf if trusted else GIVE_UP_SECONDS) as patience:
             async with device.guest.device(pair.frontend, device.devid) as device.frontend:
                 await pair.use(device.frontend)
-        if patience.cancelled_caught:
-            return False
-    except GIVES_UP:
-        await trio.sleep(0.01)
-        return False
-    except AssertionError:
-        if trusted:
+        return not patience.cancelled_caught
+    except Exception as error:
+        expected = GIVES_UP if trusted else (*GIVES_UP, AssertionError)
+        if not all(isinstance(each, expected) for each in _leaves(error)):
             raise
+        await trio.sleep(0.01)
         return False
     finally:
         device.frontend = None
-    return True
 
 
 async def _judge(machine: Machine, pair: Pair, device: _Device, trusted: bool) -> None:
@@ -241,10 +238,15 @@ def _nodes(client: LocalClient) -> set[str]:
     return found
 
 
+def _leaves(error: BaseException) -> list[BaseException]:
+    """The exceptions of a group, whatever nurseries it went through."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for each in error.exceptions for leaf in _leaves(each)]
+    return [error]
+
+
 def _first(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+    return _leaves(error)[0]
 
 
 class _Logged(logging.Handler):

@@ -20,7 +20,7 @@ from dom0.host.machine import Machine
 from dom0.kit.seeded import Deliveries
 from dom0.toolstack.devices import DeviceError
 from xen_py.evtchn import Delivery
-from xen_py.io.ring import HEADER_SIZE
+from xen_py.io.ring import HEADER_SIZE, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, RingStatistics
 from xen_py.io.xenbus_toolstack import Happening
 from xen_py.types import DomId, Port
 from xenstore.errors import XenstoreError
@@ -47,6 +47,10 @@ KINDS = (
 )
 CORRUPTING = frozenset({"ring index", "ring slots"})
 """After these the data that a driver gets may be wrong without its fault."""
+
+
+_TICKS = 4
+"""Turns of the scheduler in which a backend's task gets to look at its ring."""
 
 
 class Fault(NamedTuple):
@@ -141,10 +145,22 @@ class Injector(Deliveries):
                 return  # it is still there, or was taken by force: both may be
 
     async def _ring_index(self, number: int) -> None:
+        """One of the four indices, to anything or a little further; and the backend looks at once."""
+        victim = self._victim
+        backend = self._machine.backends.device(victim.kind, victim.guest.domid, victim.devid)
+        queues = list(backend.queues) if backend is not None else []
+        made = victim.frontend._queue if victim.frontend is not None else None
         for page in self._ring_pages()[:1]:
-            at = number % 4 * 4
+            at = 4 * (REQ_PROD, RSP_PROD, REQ_PROD, RSP_PROD, REQ_EVENT, RSP_EVENT)[number % 6]
             value = number >> 8 if number & 16 else int.from_bytes(page[at : at + 4], "little") + (number >> 8) % 64
             page[at : at + 4] = (value & 0xFFFFFFFF).to_bytes(4, "little")
+        for queue in queues:
+            queue.on_event()
+        for _ in range(_TICKS):
+            await trio.lowlevel.checkpoint()
+        if made is not None:
+            for queue in queues:
+                _check_taken(queue.statistics(), made.statistics())
 
     async def _ring_slots(self, number: int) -> None:
         dice = random.Random(number)
@@ -182,3 +198,14 @@ class Injector(Deliveries):
 
     async def _guest_destroyed(self, _number: int) -> None:
         await self._machine.toolstack.destroy(self._victim.guest.domid)
+
+
+def _check_taken(backend: RingStatistics, frontend: RingStatistics) -> None:
+    """No backend may take requests that its ring cannot hold, whatever index it is shown.
+
+    An index that is wrong and possible cannot be told from a right one; one that is impossible can.
+    """
+    ahead = (backend.consumed - frontend.produced) & 0xFFFFFFFF
+    assert ahead >> 31 or ahead <= frontend.slots, (
+        f"the backend believed an index and took {ahead} requests more than there were"
+    )
