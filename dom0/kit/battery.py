@@ -28,7 +28,7 @@ from dom0.kit.guests import inside
 from dom0.kit.seeded import Recorder, run
 from dom0.toolstack.domain import GuestDomain
 from xen_py.drive.bus import BusError
-from xen_py.drive.half import DeviceFailed
+from xen_py.drive.half import DeviceFailed, parse_own_state
 from xen_py.drive.queue import QueueClosed
 from xen_py.io.xenbus import State
 from xenstore.errors import XenstoreError
@@ -91,7 +91,7 @@ def try_seed(pair: Pair, seed: int, faults: Sequence[Fault] | None = None) -> Fa
     again = _outcome(pair, seed, todo, recorder)
     if again != what:
         what = f"{what}\nand, run again with the same seed: {again or 'nothing wrong'}"
-    return Failure(seed, todo, what, recorder.lines)
+    return Failure(seed, todo, what, recorder.until_mark())
 
 
 def trace_of(pair: Pair, seed: int) -> str:
@@ -104,7 +104,7 @@ def trace_of(pair: Pair, seed: int) -> str:
 def _outcome(pair: Pair, seed: int, faults: list[Fault], recorder: Recorder | None) -> str:
     """What was wrong, or nothing."""
     try:
-        with _Logged() as logged:
+        with _Logged(recorder) as logged:
             run(lambda machine: _one(machine, pair, faults, recorder), seed)
         return logged.first
     except* AssertionError as group:
@@ -161,7 +161,7 @@ async def _one(machine: Machine, pair: Pair, faults: list[Fault], recorder: Reco
                 with trio.CancelScope() as living:
                     nursery.start_soon(_end_with, machine.toolstack.find(guest.domid), living)
                     for _ in range(USES):
-                        await _use(pair, device, trusted)
+                        await _use(pair, device, trusted, recorder)
                 await injector.finished.wait()
                 nursery.cancel_scope.cancel()
             if not guest.kernel.is_dead():
@@ -179,7 +179,7 @@ async def _end_with(domain: GuestDomain, living: trio.CancelScope) -> None:
     living.cancel()
 
 
-async def _use(pair: Pair, device: _Device, trusted: bool) -> bool:
+async def _use(pair: Pair, device: _Device, trusted: bool, recorder: Recorder | None = None) -> bool:
     """Open the device, work with it, close it; whether that went well."""
     try:
         with trio.move_on_after(math.inf if trusted else GIVE_UP_SECONDS) as patience:
@@ -189,6 +189,8 @@ async def _use(pair: Pair, device: _Device, trusted: bool) -> bool:
     except Exception as error:
         expected = GIVES_UP if trusted else (*GIVES_UP, AssertionError)
         if not all(isinstance(each, expected) for each in _leaves(error)):
+            if recorder is not None:
+                recorder.mark()
             raise
         await trio.sleep(0.01)
         return False
@@ -206,9 +208,8 @@ async def _judge(machine: Machine, pair: Pair, device: _Device, trusted: bool) -
     else:
         front = f"{guest.path}/device/{device.kind}/{device.devid}"
         back = f"/local/domain/0/backend/{device.kind}/{guest.domid}/{device.devid}"
-        if machine.store.exists(f"{front}/state") and machine.store.exists(f"{back}/state"):
-            states = [machine.store.read_or_none(f"{path}/state") for path in (front, back)]
-            closed = str(int(State.CLOSED)).encode()
+        states = [parse_own_state(machine.store.read_or_none(f"{path}/state")) for path in (front, back)]
+        if State.UNKNOWN not in states:  # one that is missing, or is none, is a device that was taken away
             reasons = [
                 machine.store.read_or_none(path)
                 for path in (
@@ -216,7 +217,7 @@ async def _judge(machine: Machine, pair: Pair, device: _Device, trusted: bool) -
                     f"/local/domain/0/error/backend/{device.kind}/{guest.domid}/{device.devid}/error",
                 )
             ]
-            assert closed in states and any(reasons), f"it neither works nor says why: states {states}"
+            assert State.CLOSED in states and any(reasons), f"it neither works nor says why: states {states}"
     domain = machine.toolstack.domains.get(guest.domid)
     if domain is not None and domain.vm is not None:
         await trio.sleep(20)
@@ -252,13 +253,16 @@ def _first(error: BaseException) -> BaseException:
 class _Logged(logging.Handler):
     """Notes what the host's own logs say went wrong."""
 
-    def __init__(self) -> None:
+    def __init__(self, recorder: Recorder | None) -> None:
         super().__init__(logging.ERROR)
         self.first = ""
+        self._recorder = recorder
 
     def emit(self, record: logging.LogRecord) -> None:
         if not self.first:
             self.first = self.format(record)
+            if self._recorder is not None:
+                self._recorder.mark()
 
     def __enter__(self) -> _Logged:
         logging.getLogger().addHandler(self)

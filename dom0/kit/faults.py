@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import trio
 
+from dom0.backend.driver import Backend
 from dom0.host.machine import Machine
 from dom0.kit.seeded import Deliveries
 from dom0.toolstack.devices import DeviceError
@@ -35,18 +36,22 @@ KINDS = (
     "event late",
     "event doubled",
     "guest stalls",
+    "backend stalls",
     "frontend closes",
     "device detached",
     "ring index",
     "ring slots",
     "state node",
     "ring node",
+    "backend node",
     "grant revoked",
     "backend restarts",
+    "store restarts",
     "guest destroyed",
 )
-CORRUPTING = frozenset({"ring index", "ring slots"})
-"""After these the data that a driver gets may be wrong without its fault."""
+CORRUPTING = frozenset({"ring index", "ring slots", "ring node"})
+"""After these the data that a driver gets may be wrong without its fault, or never come: a ring node can name another
+page that is granted too."""
 
 
 _TICKS = 4
@@ -95,6 +100,7 @@ class Injector(Deliveries):
         self._victim = victim
         self._faults = faults
         self._next_event: list[str] = []
+        self._stalled_until = 0.0
         self.done: list[Fault] = []
         self.finished = trio.Event()
 
@@ -113,6 +119,8 @@ class Injector(Deliveries):
     # ---- events ----
 
     def carry(self, sender: DomId, port: Port, delivery: Delivery) -> None:
+        if delivery.domid == 0 and trio.current_time() < self._stalled_until:
+            return self.send(delivery, self._stalled_until - trio.current_time())
         if not self._next_event or 0 not in (sender, delivery.domid):
             return super().carry(sender, port, delivery)
         kind = self._next_event.pop(0)
@@ -122,6 +130,10 @@ class Injector(Deliveries):
         else:
             self.send(delivery, LOST_SECONDS if kind == "event lost" else LATE_SECONDS)
         return None
+
+    async def _backend_stalls(self, number: int) -> None:
+        """Dom0 has other things to do: no event reaches it for up to a second."""
+        self._stalled_until = trio.current_time() + 0.001 * (number % 1000)
 
     # ---- the rest ----
 
@@ -146,8 +158,7 @@ class Injector(Deliveries):
 
     async def _ring_index(self, number: int) -> None:
         """One of the four indices, to anything or a little further; and the backend looks at once."""
-        victim = self._victim
-        backend = self._machine.backends.device(victim.kind, victim.guest.domid, victim.devid)
+        victim, backend = self._victim, self._backend()
         queues = list(backend.queues) if backend is not None else []
         made = victim.frontend._queue if victim.frontend is not None else None
         for page in self._ring_pages()[:1]:
@@ -163,9 +174,21 @@ class Injector(Deliveries):
                 _check_taken(queue.statistics(), made.statistics())
 
     async def _ring_slots(self, number: int) -> None:
+        """Noise in every slot, and as if some of it were new: the frontend's requests or the backend's responses."""
         dice = random.Random(number)
-        for page in self._ring_pages():
+        at = 4 * (REQ_PROD, RSP_PROD)[number % 2]
+        pages = self._ring_pages()
+        for page in pages:
             page[HEADER_SIZE:] = dice.randbytes(len(page) - HEADER_SIZE)
+        for page in pages[:1]:
+            ahead = int.from_bytes(page[at : at + 4], "little") + (number >> 8) % 4
+            page[at : at + 4] = (ahead & 0xFFFFFFFF).to_bytes(4, "little")
+        backend = self._backend()
+        for queue in backend.queues if backend is not None else ():
+            queue.on_event()
+
+    def _backend(self) -> Backend | None:
+        return self._machine.backends.device(self._victim.kind, self._victim.guest.domid, self._victim.devid)
 
     def _ring_pages(self) -> list[memoryview]:
         frontend = self._victim.frontend
@@ -178,6 +201,17 @@ class Injector(Deliveries):
         names = ("ring-ref", "event-channel", "ring-page-order", "ring-ref0", "multi-queue-num-queues")
         values = ("4294967296", "-1", "", "x" * 300, "0", "7", "1023", "99999")
         await self._write(names[number % 5], values[number // 5 % 8])
+
+    async def _backend_node(self, number: int) -> None:
+        """What dom0 shows a frontend, which must not believe it either."""
+        names = ("state", "ring-page-order", "max-ring-page-order", "online")
+        values = ("banana", "4294967296", "-1", "", "x" * 300, "5", "6", "0")
+        path = f"/local/domain/0/backend/{self._victim.kind}/{self._victim.guest.domid}/{self._victim.devid}"
+        if self._machine.store.exists(path):
+            self._machine.store.write(f"{path}/{names[number % 4]}", values[number // 4 % 8])
+
+    async def _store_restarts(self, _number: int) -> None:
+        self._machine.daemon.restart()
 
     async def _write(self, node: str, value: str) -> None:
         """As the guest, which may write what it likes there."""

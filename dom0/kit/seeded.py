@@ -115,6 +115,16 @@ class Recorder:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self._marked: int | None = None
+
+    def mark(self) -> None:
+        """Here something went wrong; what is recorded later only clears up. The first mark counts."""
+        if self._marked is None:
+            self._marked = len(self.lines)
+
+    def until_mark(self) -> list[str]:
+        """All up to the mark, or all."""
+        return self.lines[: self._marked]
 
     async def attach(self, machine: Machine) -> None:
         await machine.trace.add(lambda record: self.lines.append(record.to_json()))
