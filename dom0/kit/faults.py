@@ -16,10 +16,10 @@ from typing import Any, NamedTuple, Protocol
 
 import trio
 
-from dom0.backend.driver import Backend
 from dom0.host.machine import Machine
 from dom0.kit.seeded import Deliveries
 from dom0.toolstack.devices import DeviceError
+from xen_py.drive.queue import BackQueue
 from xen_py.evtchn import Delivery
 from xen_py.io.ring import HEADER_SIZE, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, RingStatistics
 from xen_py.io.xenbus_toolstack import Happening
@@ -30,6 +30,8 @@ LOST_SECONDS = 1.0
 LATE_SECONDS = 0.05
 WINDOW = 0.02
 """Seconds from the start in which faults happen: a handshake and some requests take about as long."""
+RING_SECONDS = 0.01
+"""How long a fault of the ring waits for one to be in use."""
 
 KINDS = (
     "event lost",
@@ -158,8 +160,7 @@ class Injector(Deliveries):
 
     async def _ring_index(self, number: int) -> None:
         """One of the four indices, to anything or a little further; and the backend looks at once."""
-        victim, backend = self._victim, self._backend()
-        queues = list(backend.queues) if backend is not None else []
+        victim, queues = self._victim, await self._rings_in_use()
         made = victim.frontend._queue if victim.frontend is not None else None
         for page in self._ring_pages()[:1]:
             at = 4 * (REQ_PROD, RSP_PROD, REQ_PROD, RSP_PROD, REQ_EVENT, RSP_EVENT)[number % 6]
@@ -175,6 +176,7 @@ class Injector(Deliveries):
 
     async def _ring_slots(self, number: int) -> None:
         """Noise in every slot, and as if some of it were new: the frontend's requests or the backend's responses."""
+        queues = await self._rings_in_use()
         dice = random.Random(number)
         at = 4 * (REQ_PROD, RSP_PROD)[number % 2]
         pages = self._ring_pages()
@@ -183,12 +185,19 @@ class Injector(Deliveries):
         for page in pages[:1]:
             ahead = int.from_bytes(page[at : at + 4], "little") + (number >> 8) % 4
             page[at : at + 4] = (ahead & 0xFFFFFFFF).to_bytes(4, "little")
-        backend = self._backend()
-        for queue in backend.queues if backend is not None else ():
+        for queue in queues:
             queue.on_event()
 
-    def _backend(self) -> Backend | None:
-        return self._machine.backends.device(self._victim.kind, self._victim.guest.domid, self._victim.devid)
+    async def _rings_in_use(self) -> list[BackQueue]:
+        """The backend's rings, once it has some: a ring that nobody looks at yet is no target."""
+        victim = self._victim
+        with trio.move_on_after(RING_SECONDS):
+            while True:
+                backend = self._machine.backends.device(victim.kind, victim.guest.domid, victim.devid)
+                if backend is not None and backend.queues:
+                    return list(backend.queues)
+                await trio.sleep(RING_SECONDS / 50)
+        return []
 
     def _ring_pages(self) -> list[memoryview]:
         frontend = self._victim.frontend
