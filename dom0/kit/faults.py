@@ -213,11 +213,11 @@ class Injector(Deliveries):
 
     async def _backend_node(self, number: int) -> None:
         """What dom0 shows a frontend, which must not believe it either."""
-        names = ("state", "ring-page-order", "max-ring-page-order", "online")
+        names = ("state", "ring-page-order", "max-ring-page-order")
         values = ("banana", "4294967296", "-1", "", "x" * 300, "5", "6", "0")
         path = f"/local/domain/0/backend/{self._victim.kind}/{self._victim.guest.domid}/{self._victim.devid}"
         if self._machine.store.exists(path):
-            self._machine.store.write(f"{path}/{names[number % 4]}", values[number // 4 % 8])
+            self._machine.store.write(f"{path}/{names[number % 3]}", values[number // 3 % 8])
 
     async def _store_restarts(self, _number: int) -> None:
         self._machine.daemon.restart()
