@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from dom0.builder.compression import Progress as ProgressCall
 from dom0.builder.errors import BuildError
-from dom0.image import fetch, initramfs, vmlinux
+from dom0.image import fetch, initramfs, modules, vmlinux
 from dom0.image.errors import ImageError
 from dom0.image.paths import images_dir
 
@@ -55,7 +55,10 @@ def run(args: argparse.Namespace) -> int:
             case "initramfs":
                 busybox = args.busybox or str(images_dir() / "debian" / "busybox")
                 files = dict(_file(argument) for argument in args.file)
-                args.output.write_bytes(initramfs.build(busybox, files=files, init_lines=args.lines))
+                packed = images_dir() / "debian" / "modules.tar"
+                drivers = modules.unpack(packed.read_bytes()) if args.busybox is None else {}
+                data = initramfs.build(busybox, files=files, modules=drivers, init_lines=args.lines)
+                args.output.write_bytes(data)
             case "vmlinux":
                 with _progress() as progress:
                     vmlinux.extract(args.kernel, args.output, progress)
