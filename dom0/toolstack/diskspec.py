@@ -71,7 +71,6 @@ class DiskConfig:
             (bool(self.colo), "colo"),
             (self.backend_domain not in (None, "0", "Domain-0"), f"backend={self.backend_domain}"),
             (self.grant_usage is not None, "grant_usage"),
-            (self.format not in ("raw", "empty"), f"format={self.format}"),
         )
         return next((f"{what} is not built yet" for wrong, what in not_yet if wrong), None)
 
@@ -82,13 +81,14 @@ class DiskConfig:
     def device(self) -> NewDevice:
         """What goes into the store: libxl's nodes (libxl_disk.c)."""
         form = "cdrom" if self.cdrom else "disk"
-        empty = self.format == "empty"
+        foreign = self.format not in ("raw", "empty")
+        params = "" if self.format == "empty" else f"{self.format}:{self.target}" if foreign else self.target or ""
         back = [
-            ("params", "" if empty else self.target or ""),
+            ("params", params),
             ("removable", str(int(self.cdrom))),
             ("bootable", "1"),
             ("dev", self.vdev),
-            ("type", "phy"),
+            ("type", "qdisk" if foreign else "phy"),
             ("mode", "w" if self.readwrite else "r"),
             ("device-type", form),
         ]

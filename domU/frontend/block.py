@@ -15,9 +15,10 @@ Owned by the guest's thread.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -45,6 +46,9 @@ from xen_py.io.blkif import (
 )
 from xen_py.io.ring import FrontRing
 from xen_py.types import PAGE_SIZE, GrantRef
+
+if TYPE_CHECKING:
+    from domU.guest import Guest
 
 MOST_SEGMENTS = 64
 """In one request of ours, however many the backend takes."""
@@ -80,21 +84,25 @@ class BlockFrontend(Frontend):
     can_flush = can_barrier = can_discard = can_discard_securely = False
     max_segments = MAX_SEGMENTS
 
-    _rings: Sequence[FrontQueue] = ()
-    _calls_made = 0
-    _keeps = False
+    def __init__(self, guest: Guest, devid: int, backend: str) -> None:
+        super().__init__(guest, devid, backend)
+        self._rings: list[FrontQueue] = []
+        self._calls_made = 0
+        self._spare: list[_Buffer] = []
+        """Of the present connection; each has a list of its own."""
 
     async def publish(self, nodes: Nodes) -> Mapping[str, str]:
         order = min(self.ring_page_order, bus.number(nodes, "max-ring-page-order", 0, 16, 0))
         count = min(self.queues, bus.number(nodes, "multi-queue-max-queues", 1, 1 << 16, 1))
-        self._keeps = self.persistent and bus.flag(nodes, "feature-persistent")
-        published = {"protocol": "x86_64-abi", "feature-persistent": str(int(self._keeps))}
+        persistent = self.persistent and bus.flag(nodes, "feature-persistent")
+        published = {"protocol": "x86_64-abi", "feature-persistent": str(int(persistent))}
         if count > 1:
             published["multi-queue-num-queues"] = str(count)
         if order:
             published["ring-page-order"] = str(order)
         rings: list[FrontQueue] = []
-        self._spare: list[_Buffer] = []
+        self._spare = []
+        self.on_disconnect(self._forget)
         for number in range(count):
             published |= self._publish_ring(rings, f"queue-{number}/" if count > 1 else "", order)
         self._rings = rings
@@ -220,29 +228,36 @@ class BlockFrontend(Frontend):
         self._calls_made += 1
         _ = self.queue  # DeviceFailed while it is not connected
         ring = self._rings[self._calls_made % len(self._rings)]
+        spare = self._spare
         response = await ring.call(request)
+        if self._spare is not spare:
+            raise QueueClosed("the device was disconnected as the response came")
         if response.status != Status.OKAY:
             name = Operation(request.operation).name.lower()
             raise DiskFailed(f"{self.name}: {name} at sector {request.sector_number} answered with {response.status}")
 
     # ---- pages ----
 
+    def _forget(self) -> None:
+        self._spare = []
+
     @contextmanager
     def _buffers(self, size: int) -> Iterator[list[_Buffer]]:
         """Pages for one request. Those of one that nobody has waited out are not used again: they still may be."""
-        buffers = []
+        _ = self.queue  # DeviceFailed while it is not connected
+        buffers, spare = [], self._spare
         for _ in range(-(-size // PAGE_SIZE)):
-            if self._spare:
-                buffers.append(self._spare.pop())
+            if spare:
+                buffers.append(spare.pop())
                 continue
             page = self.guest.kernel.allocate()
             buffers.append(_Buffer(page, self.grant(page)))
         try:
             yield buffers
         except DiskFailed:
-            self._spare += buffers
+            spare += buffers
             raise
-        self._spare += buffers
+        spare += buffers
 
 
 def _fill(buffers: list[_Buffer], data: memoryview) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import trio
 
+from dom0.backend.block import engine
 from dom0.backend.block.image import Disk, DiskError, EmptyDrive, RawDisk
 from dom0.backend.block.requests import MAX_INDIRECT_SEGMENTS, Frames, RingServer
 from dom0.backend.driver import Backend, Frontend
@@ -65,7 +66,7 @@ class BlockBackend(Backend):
         readonly = bus.text(settings, "mode", "w") != "w"
         cdrom = bus.text(settings, "device-type", "disk") == "cdrom"
         try:
-            self._disk = await open_disk(_params(settings), readonly=readonly or cdrom)
+            self._disk = await self.open_disk(_params(settings), readonly=readonly or cdrom)
         except DiskError as error:
             raise DeviceFailed(str(error)) from error
         self._info = DiskInfo(0)
@@ -92,6 +93,10 @@ class BlockBackend(Backend):
             }
         return features
 
+    async def open_disk(self, params: str, *, readonly: bool) -> Disk:
+        """What stands behind the device; a driver for something else than files replaces this. DiskError."""
+        return await open_disk(params, readonly=readonly)
+
     async def connect(self, nodes: Nodes) -> Mapping[str, str]:
         protocol = bus.text(nodes, "protocol", _NATIVE)
         if protocol != _NATIVE:
@@ -100,7 +105,10 @@ class BlockBackend(Backend):
         queues = bus.number(nodes, "multi-queue-num-queues", 1, MAX_QUEUES, 1)
         for number in range(queues):
             await self.open_queue(self.ring, nodes, f"queue-{number}/" if queues > 1 else "")
-        self._disk.refresh()
+        try:
+            self._disk.refresh()
+        except DiskError as error:
+            raise DeviceFailed(str(error)) from error
         self.start(self._watch_size, None)
         return {
             "sectors": str(self._disk.sectors),
@@ -142,7 +150,11 @@ class BlockBackend(Backend):
         with trio.CancelScope() as self._watching:
             while True:
                 await trio.sleep(LOOK_SECONDS)
-                if self._disk.refresh():
+                try:
+                    changed = self._disk.refresh()
+                except DiskError as error:
+                    raise DeviceFailed(str(error)) from error
+                if changed:
                     await self.bus.run_transaction(self._announce_size)
 
     async def _announce_size(self, nodes: BusNodes) -> None:
@@ -169,4 +181,6 @@ async def open_disk(params: str, *, readonly: bool) -> Disk:
     form, _, path = params.partition(":")
     if form == "raw":
         return RawDisk(path, readonly)
+    if form in engine.FORMATS:
+        return await engine.EngineDisk.open(path, form, readonly)
     raise DiskError(f"disk {path or params}: format {form!r} is not served")

@@ -113,7 +113,7 @@ class Disk(Protocol):
         """The guest needs these bytes no more. OSError."""
 
     def refresh(self) -> bool:
-        """Look at the size; whether it has changed."""
+        """Look at the size; whether it has changed. DiskError where the disk is gone for good."""
 
     async def close(self) -> None: ...
 
