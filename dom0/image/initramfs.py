@@ -38,6 +38,7 @@ mount -t tmpfs -o nosuid,nodev,mode=1777 tmpfs /tmp
 mount -t tmpfs -o nosuid,nodev,mode=755 tmpfs /run
 {modules}\
 root=$(sed -n 's/.*\\broot=\\([^ ]*\\).*/\\1/p' /proc/cmdline)
+program=$(sed -n 's/.*\\binit=\\([^ ]*\\).*/\\1/p' /proc/cmdline)
 case $root in
 /dev/?*)
     flags=ro
@@ -51,7 +52,7 @@ case $root in
         for path in dev proc sys run; do
             mount --move /$path /mnt/$path
         done
-        exec switch_root /mnt $(sed -n 's/.*\\binit=\\([^ ]*\\).*/\\1/p' /proc/cmdline | grep . || echo /sbin/init)
+        exec switch_root /mnt "${{program:-/sbin/init}}"
     fi
     echo "/init: $root cannot be mounted; this is a shell in the initramfs"
     ;;
