@@ -200,3 +200,44 @@ async def test_a_disk_taken_by_force_fails_its_user(tmp_path: Path) -> None:
                 while True:
                     await disk.read(0, 512)
         assert grants_of(machine, guest).statistics().pinned == 0
+
+
+async def test_a_flush_that_failed_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = image(tmp_path / "disk")
+
+    def fails(_fd: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    async with one_guest(f"{path},raw,xvda,rw") as (_, guest), guest.device(BlockFrontend, XVDA) as disk:
+        await disk.flush()
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fdatasync", fails)
+            with pytest.raises(DiskFailed, match="flush"):
+                await disk.flush()
+        with pytest.raises(DiskFailed, match="flush"):
+            await disk.flush()
+        assert await disk.read(0, 512) == path.read_bytes()[:512]
+
+
+async def test_a_request_that_fails_takes_no_other_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of requests that adjoin and were put together, one lies where the file cannot be read."""
+    path = image(tmp_path / "disk")
+    true_preadv = os.preadv
+
+    def preadv(fd: int, pieces: list[memoryview], offset: int, flags: int = 0) -> int:
+        if offset <= 8 * 4096 < offset + sum(map(len, pieces)):
+            raise OSError(5, "Input/output error")
+        return true_preadv(fd, pieces, offset, flags)
+
+    async with one_guest(f"{path},raw,xvda,rw") as (_, guest), guest.device(BlockFrontend, XVDA) as disk:
+        pages = [guest.kernel.allocate() for _ in range(16)]
+        requests = [
+            Request(Operation.READ, 1, 0, 0, 8 * number, pack_segments([Segment(disk.grant(page), 0, 7)]))
+            for number, page in enumerate(pages)
+        ]
+        monkeypatch.setattr(os, "preadv", preadv)
+        responses = await disk.queue.calls(requests)
+        assert [number for number, r in enumerate(responses) if r.status != Status.OKAY] == [8]
+        for number, page in enumerate(pages):
+            if number != 8:
+                assert bytes(page.data) == path.read_bytes()[number * 4096 : (number + 1) * 4096]

@@ -97,7 +97,6 @@ async def test_each_mistake_has_its_answer(tmp_path: Path, persistent: bool) -> 
 
 
 async def test_random_requests_touch_nothing_but_the_disk(tmp_path: Path) -> None:
-    """The long version, by the hundred thousand, is in tests/soak."""
     path, other = image(tmp_path / "disk", SECTORS), image(tmp_path / "other", SECTORS)
     checksum = hashlib.sha256(other.read_bytes()).digest()
     async with (

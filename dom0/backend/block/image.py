@@ -133,6 +133,8 @@ class RawDisk:
         self._limit = trio.CapacityLimiter(WORKERS)
         self._nowait = {True: os.RWF_NOWAIT, False: os.RWF_NOWAIT}
         """By direction; 0 once the file's file system has said that it cannot."""
+        self._lost_by: int | None = None
+        """A sync has failed: the kernel drops such pages and has the next sync succeed, which must not be believed."""
         self._counts = {"at_once": 0, "in_thread": 0, "flushes": 0, "discards": 0}
         self._fd, self._is_device = _open(path, readonly)
         try:
@@ -175,8 +177,14 @@ class RawDisk:
         await self._in_thread(transfer.move, self._fd)
 
     async def flush(self) -> None:
+        if self._lost_by is not None:
+            raise OSError(self._lost_by, "an earlier flush failed: what it was to save may be lost")
         self._counts["flushes"] += 1
-        await self._in_thread(os.fdatasync, self._fd)
+        try:
+            await self._in_thread(os.fdatasync, self._fd)
+        except OSError as error:
+            self._lost_by = error.errno
+            raise
 
     async def discard(self, offset: int, length: int, secure: bool) -> None:
         self._counts["discards"] += 1

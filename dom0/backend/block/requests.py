@@ -16,6 +16,7 @@ response to an indirect request names is as in Linux's blkback.
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -296,8 +297,9 @@ class RingServer:
                 if job.frames:
                     await self._disk.transfer(_transfer([job]))
                 await self._disk.flush()
-        except OSError:
-            job.status = Status.ERROR
+        except OSError as error:
+            cannot = job.operation == Operation.DISCARD and error.errno == errno.EOPNOTSUPP
+            job.status = Status.EOPNOTSUPP if cannot else Status.ERROR
         await self._end([job])
         self._queue.flush()
 
