@@ -38,9 +38,10 @@ class MemoryDisk:
             at += len(piece)
         return True
 
-    async def transfer(self, transfer: Transfer) -> None:
+    async def transfer(self, *transfers: Transfer) -> None:
         await trio.lowlevel.checkpoint()
-        self.attempt(transfer)
+        for transfer in transfers:
+            self.attempt(transfer)
 
     async def flush(self) -> None:
         self.flushes += 1

@@ -90,13 +90,15 @@ class EngineDisk:
     def attempt(self, transfer: Transfer) -> bool:
         return False
 
-    async def transfer(self, transfer: Transfer) -> None:
-        self._counts["in_thread"] += 1
-        pieces = transfer.pieces
-        if transfer.write:
-            await self._with_connection(lambda connection: connection.write(transfer.offset, pieces))
-        else:
-            await self._with_connection(lambda connection: connection.read(transfer.offset, pieces))
+    async def transfer(self, *transfers: Transfer) -> None:
+        self._counts["in_thread"] += len(transfers)
+
+        def move(connection: Connection) -> None:
+            for transfer in transfers:
+                do = connection.write if transfer.write else connection.read
+                do(transfer.offset, transfer.pieces)
+
+        await self._with_connection(move)
 
     async def flush(self) -> None:
         self._counts["flushes"] += 1

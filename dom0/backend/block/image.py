@@ -20,7 +20,7 @@ import fcntl
 import os
 import stat
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import trio
@@ -103,8 +103,8 @@ class Disk(Protocol):
     def attempt(self, transfer: Transfer) -> bool:
         """Do what can be done without waiting; whether that was all of it. OSError."""
 
-    async def transfer(self, transfer: Transfer) -> None:
-        """Do what is left of it. OSError."""
+    async def transfer(self, *transfers: Transfer) -> None:
+        """Do what is left of them, one after the other. OSError where one fails: some may be done."""
 
     async def flush(self) -> None:
         """Make durable what was done before. OSError."""
@@ -172,9 +172,13 @@ class RawDisk:
         self._counts["at_once"] += 1
         return True
 
-    async def transfer(self, transfer: Transfer) -> None:
-        self._counts["in_thread"] += 1
-        await self._in_thread(transfer.move, self._fd)
+    async def transfer(self, *transfers: Transfer) -> None:
+        self._counts["in_thread"] += len(transfers)
+        await self._in_thread(self._move_all, transfers)
+
+    def _move_all(self, transfers: Sequence[Transfer]) -> None:
+        for transfer in transfers:
+            transfer.move(self._fd)
 
     async def flush(self) -> None:
         if self._lost_by is not None:
@@ -219,7 +223,7 @@ class EmptyDrive:
     def attempt(self, transfer: Transfer) -> bool:
         raise OSError(errno.ENOMEDIUM, "there is no medium")
 
-    async def transfer(self, transfer: Transfer) -> None:
+    async def transfer(self, *transfers: Transfer) -> None:
         raise OSError(errno.ENOMEDIUM, "there is no medium")
 
     async def flush(self) -> None:

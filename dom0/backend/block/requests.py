@@ -226,6 +226,8 @@ class RingServer:
     async def _start(self, jobs: list[_Job]) -> None:
         """Begin them; those that end at once are answered."""
         ended: list[_Job] = []
+        written: list[_Job] = []
+        writes: list[Transfer] = []
         for run in _runs(await self._pinned(jobs)):
             if run[0].operation in _DATA:
                 transfer = _transfer(run)
@@ -238,10 +240,16 @@ class RingServer:
                         run[0].status = Status.ERROR
                         ended += run
                         continue
-                self._begin(self._run, run, transfer)
+                if transfer.write:
+                    written += run
+                    writes.append(transfer)
+                else:
+                    self._begin(self._run, run, [transfer])
             else:
                 for job in run:
                     self._begin(self._single, job)
+        if writes:  # they seldom wait: one way to a worker and back for all of the visit's
+            self._begin(self._run, written, writes)
         await self._end(ended)
 
     async def _pinned(self, jobs: list[_Job]) -> list[_Job]:
@@ -276,9 +284,9 @@ class RingServer:
             if not self._under_way:
                 self._drained.unpark_all()
 
-    async def _run(self, run: list[_Job], transfer: Transfer) -> None:
+    async def _run(self, run: list[_Job], transfers: list[Transfer]) -> None:
         try:
-            await self._disk.transfer(transfer)
+            await self._disk.transfer(*transfers)
         except OSError:
             for job in run:  # which of them is it?
                 try:
