@@ -195,12 +195,12 @@ class DomainConfig:
             "c_info": create,
             "b_info": {key: value for key, value in build.items() if value is not None},
         }
+        if self.disks:
+            config["disks"] = [disk.to_libxl() for disk in self.disks]
         for event in ("on_poweroff", "on_reboot", "on_watchdog", "on_crash", "on_soft_reset"):
             action: ShutdownAction = getattr(self, event)
             if action is not ShutdownAction.DESTROY:
                 config[event] = action.libxl_name
-        if self.disks:
-            config["disks"] = [disk.to_libxl() for disk in self.disks]
         if self.devices:
             config["devices"] = [
                 {"type": device.type, "devid": device.devid, **dict(device.settings)} for device in self.devices
