@@ -83,7 +83,8 @@ class Backend(Half):
         self._nursery: trio.Nursery | None = None
         self._serving = 0
         self._served = trio.lowlevel.ParkingLot()
-        self._stop_serving = trio.CancelScope()
+        self._scopes: set[trio.CancelScope] = set()
+        """One for each task of `start` that runs."""
 
     # ---- what a driver may replace ----
 
@@ -165,7 +166,9 @@ class Backend(Half):
         """Run `await task(argument)` for as long as the device is connected; what it raises fails the device."""
         assert self._nursery is not None, "a backend is started by `run`"
         self._serving += 1
-        self._nursery.start_soon(self._guarded, task, argument, self._stop_serving)
+        scope = trio.CancelScope()
+        self._scopes.add(scope)
+        self._nursery.start_soon(self._guarded, task, argument, scope)
 
     # ---- the handshake's steps ----
 
@@ -180,7 +183,6 @@ class Backend(Half):
         raise AssertionError("a backend publishes nothing of its own")
 
     async def do_connect(self, nodes: Nodes) -> None:
-        self._stop_serving = trio.CancelScope()
         await self._show(await self.connect(nodes))
 
     async def do_reconfigure(self, nodes: Nodes) -> None:
@@ -192,7 +194,8 @@ class Backend(Half):
         with trio.move_on_after(FINISH_SECONDS):
             while self._serving:
                 await self._served.park()
-        self._stop_serving.cancel()
+        for scope in self._scopes:
+            scope.cancel()
         while self._serving:
             await self._served.park()
         for queue in self.queues:
@@ -241,6 +244,7 @@ class Backend(Half):
             _log.exception("%s: a request could not be served", self.name)
             self.fail(f"xen-py failed: {type(error).__name__}: {error}")
         finally:
+            self._scopes.discard(scope)
             self._serving -= 1
             self._served.unpark_all()
 

@@ -226,6 +226,8 @@ class PersistentPins:
         for frame in used:
             self._kept[frame.ref, frame.readonly].uses -= 1
         await self.grants.announce(dict.fromkeys(used))
+        if len(self._kept) <= self.limit:
+            return
         idle = [want for want, kept in self._kept.items() if not kept.uses]
         surplus = idle[: max(0, len(idle) - self.limit)]
         if surplus:

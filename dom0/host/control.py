@@ -27,6 +27,7 @@ from dom0.host.machine import Machine
 from dom0.host.vm import VmStuck
 from dom0.toolstack import hostinfo
 from dom0.toolstack.config import ConfigError, DomainConfig
+from dom0.toolstack.diskspec import DiskConfig, DiskSyntaxError
 from dom0.toolstack.domain import ToolstackError
 from xen_py.abi.version import XEN_VERSION
 
@@ -67,6 +68,9 @@ class ControlServer:
             "domain.unpause": lambda params, _: toolstack.unpause(_domid(params)),
             "domain.shutdown": lambda params, _: toolstack.request_shutdown(_domid(params), _text(params, "reason")),
             "domain.rename": self._rename,
+            "block.attach": self._block_attach,
+            "block.detach": self._block_detach,
+            "block.list": self._block_list,
             "domain.wait": self._wait,
             "domain.console": self._console,
         }
@@ -153,6 +157,20 @@ class ControlServer:
 
     async def _rename(self, params: Params, _answer: _Answer) -> Any:
         self._machine.toolstack.rename(_domid(params), _text(params, "name"))
+
+    async def _block_attach(self, params: Params, _answer: _Answer) -> Any:
+        try:
+            disk = DiskConfig.from_plain(params.get("disk"))
+        except DiskSyntaxError as error:
+            raise ToolstackError(str(error)) from None
+        await self._machine.toolstack.attach_disk(_domid(params), disk)
+
+    async def _block_detach(self, params: Params, _answer: _Answer) -> Any:
+        force = bool(params.get("force"))
+        await self._machine.toolstack.detach_disk(_domid(params), _text(params, "vdev"), force=force)
+
+    async def _block_list(self, params: Params, _answer: _Answer) -> Any:
+        return self._machine.toolstack.disk_rows(_domid(params))
 
     async def _wait(self, params: Params, _answer: _Answer) -> Any:
         event = _text(params, "event")

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """`xen-py image fetch debian`: the distribution's stock kernel and a busybox, ready to boot, without root.
 
-The result is a directory `debian-<kernel version>` among the images, with `vmlinuz`, `config`, `busybox` and
-`initramfs.gz` in it, and a link `debian` (`debian-<suite>` for a suite other than the machine's) that names the newest.
+The result is a directory `debian-<kernel version>` among the images, with `vmlinuz`, `config`, `busybox`, the modules
+that guests need early (`modules.tar`) and `initramfs.gz` in it, and a link `debian` (`debian-<suite>` for a suite other
+than the machine's) that names the newest.
 A directory appears complete or not at all. What is there is used without asking the network.
 """
 
@@ -17,7 +18,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from dom0.image import initramfs
+from dom0.image import initramfs, modules
 from dom0.image.apt import Apt, Package, Progress, locked
 from dom0.image.errors import ImageError
 from dom0.image.paths import cache_dir, images_dir
@@ -25,7 +26,7 @@ from dom0.image.paths import cache_dir, images_dir
 _KERNELS = ("linux-image-amd64", "linux-image-generic")
 """Packages that depend on the current kernel: Debian's, and Ubuntu's."""
 _LARGEST_FILE = 1 << 30
-FILES = ("vmlinuz", "config", "busybox", "initramfs.gz")
+FILES = ("vmlinuz", "config", "busybox", "modules.tar", "initramfs.gz")
 
 
 def fetch_debian(progress: Progress, suite: str | None = None, *, update: bool = False) -> Path:
@@ -66,7 +67,8 @@ def _make_initramfs(directory: Path, progress: Progress) -> None:
     """Make it anew even if it is there: another version of this program may make a better one."""
     progress("Making the initramfs", 0, 0)
     fresh = directory / f".initramfs-{os.getpid()}"
-    fresh.write_bytes(initramfs.build(str(directory / "busybox")))
+    drivers = modules.unpack((directory / "modules.tar").read_bytes())
+    fresh.write_bytes(initramfs.build(str(directory / "busybox"), modules=drivers))
     fresh.replace(directory / "initramfs.gz")
 
 
@@ -97,7 +99,13 @@ def _fetch_into(target: Path, apt: Apt, kernel: Package, progress: Progress) -> 
         release = kernel.name.removeprefix("linux-image-").removeprefix("unsigned-")
         deb = apt.download(kernel, progress)
         progress("Unpacking the kernel", 0, 0)
-        _extract(deb, {f"./boot/vmlinuz-{release}": work / "vmlinuz", f"./boot/config-{release}": work / "config"})
+        boot = {f"./boot/vmlinuz-{release}": work / "vmlinuz", f"./boot/config-{release}": work / "config"}
+        (work / "modules").mkdir()
+        drivers = {path: work / "modules" / name for path, name in modules.places(release).items()}
+        _extract(deb, boot | drivers)
+        found = {file.name: file.read_bytes() for file in (work / "modules").iterdir()}
+        shutil.rmtree(work / "modules")
+        (work / "modules.tar").write_bytes(modules.pack(modules.in_order(found)))
         deb.unlink()
         if not (work / "vmlinuz").exists():
             raise ImageError(f"package {kernel.name} {kernel.version} holds no kernel boot/vmlinuz-{release}")

@@ -4,7 +4,8 @@
 Pure but for running `busybox --list-full` once, to learn which applets there are. The result is the same for the
 same input, byte for byte.
 
-/init is a shell script; it mounts what a Linux system has and becomes busybox's init, which keeps a shell on the
+/init is a shell script; it mounts what a Linux system has and loads drivers. Where the command line names a root
+(root=/dev/...) it goes on there; otherwise it becomes busybox's init, which keeps a shell on the
 console (with job control: `cttyhack` makes the console its controlling terminal), reaps orphans and obeys poweroff,
 reboot and halt from anywhere. The kernel runs /sbin/poweroff when control/shutdown says so; that and its sisters are
 scripts that do it at once, without init's seconds of waiting for other processes.
@@ -35,6 +36,27 @@ mount -t devpts -o gid=5,mode=620 devpts /dev/pts
 mount -t tmpfs -o nosuid,nodev,mode=1777 tmpfs /dev/shm
 mount -t tmpfs -o nosuid,nodev,mode=1777 tmpfs /tmp
 mount -t tmpfs -o nosuid,nodev,mode=755 tmpfs /run
+{modules}\
+root=$(sed -n 's/.*\\broot=\\([^ ]*\\).*/\\1/p' /proc/cmdline)
+program=$(sed -n 's/.*\\binit=\\([^ ]*\\).*/\\1/p' /proc/cmdline)
+case $root in
+/dev/?*)
+    flags=ro
+    grep -qw rw /proc/cmdline && flags=rw
+    tries=0
+    until [ -b "$root" ] || [ $tries = 100 ]; do
+        tries=$((tries + 1))
+        sleep 0.1
+    done
+    if mount -o $flags "$root" /mnt; then
+        for path in dev proc sys run; do
+            mount --move /$path /mnt/$path
+        done
+        exec switch_root /mnt "${{program:-/sbin/init}}"
+    fi
+    echo "/init: $root cannot be mounted; this is a shell in the initramfs"
+    ;;
+esac
 {lines}\
 exec init
 """
@@ -76,17 +98,26 @@ def applets(busybox: str) -> list[str]:
 
 
 def build(
-    busybox: str, *, files: Mapping[str, tuple[bytes, int]] | None = None, init_lines: Iterable[str] = ()
+    busybox: str,
+    *,
+    files: Mapping[str, tuple[bytes, int]] | None = None,
+    modules: Mapping[str, bytes] | None = None,
+    init_lines: Iterable[str] = (),
 ) -> bytes:
-    """The initramfs, gzip'd. `files` maps paths to contents and permissions; `init_lines` run before the shell."""
+    """The initramfs, gzip'd. `files` maps paths to contents and permissions; `init_lines` run before the shell.
+
+    `modules` are loaded by /init, in their order.
+    """
     try:
         with open(busybox, "rb") as file:
             program = file.read()
     except OSError as error:
         raise ImageError(f"{busybox}: {error.strerror}") from None
     lines = "".join(line + "\n" for line in init_lines)
+    drivers = {f"lib/modules/{name}.ko": data for name, data in (modules or {}).items()}
+    loads = "".join(f"insmod /{path}\n" for path in drivers)
     entries = {
-        "init": cpio.file("init", _INIT.format(lines=lines).encode(), 0o755),
+        "init": cpio.file("init", _INIT.format(modules=loads, lines=lines).encode(), 0o755),
         "dev/console": cpio.char_device("dev/console", 5, 1),
         "dev/null": cpio.char_device("dev/null", 1, 3, 0o666),
         "bin/busybox": cpio.file("bin/busybox", program, 0o755),
@@ -99,6 +130,8 @@ def build(
         entries[f"sbin/{action}"] = cpio.file(f"sbin/{action}", script.encode(), 0o755)
     for path, text in _FILES.items():
         entries[path] = cpio.file(path, text.encode())
+    for path, data in drivers.items():
+        entries[path] = cpio.file(path, data)
     for path, (data, mode) in (files or {}).items():
         entries[_relative(path)] = cpio.file(_relative(path), data, mode)
     return _gzip(cpio.archive(_with_directories(entries)))

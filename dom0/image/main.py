@@ -4,6 +4,9 @@
 xen-py image fetch debian [--suite SUITE] [--update]
 xen-py image initramfs OUTPUT [--busybox FILE] [--file GUEST-PATH=FILE ...] [--run LINE ...]
 xen-py image vmlinux KERNEL OUTPUT
+xen-py image create DISK SIZE [--format FORMAT]
+xen-py image convert DISK OUTPUT [--format FORMAT] [--to FORMAT]
+xen-py image info DISK [--format FORMAT]
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from dom0.builder.compression import Progress as ProgressCall
 from dom0.builder.errors import BuildError
-from dom0.image import fetch, initramfs, vmlinux
+from dom0.image import disks, fetch, initramfs, modules, vmlinux
 from dom0.image.errors import ImageError
 from dom0.image.paths import images_dir
 
@@ -38,9 +41,26 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     command.add_argument("--busybox", help="static busybox to use (default: the one fetched with debian)")
     command.add_argument("--file", action="append", default=[], metavar="GUEST-PATH=FILE", help="add a file")
     command.add_argument("--run", dest="lines", action="append", default=[], metavar="LINE", help="a line for /init")
+    _add_disk_parsers(commands)
     command = commands.add_parser("vmlinux", help="write the unpacked ELF file of a kernel")
     command.add_argument("kernel", type=Path)
     command.add_argument("output", type=Path)
+
+
+def _add_disk_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    formats = sorted(disks.FORMATS)
+    command = commands.add_parser("create", help="make an empty disk")
+    command.add_argument("disk", type=Path)
+    command.add_argument("size", help="in bytes, or with k, m, g or t behind it")
+    command.add_argument("--format", choices=formats, default="raw")
+    command = commands.add_parser("convert", help="copy a disk into another format (with qemu-img)")
+    command.add_argument("disk", type=Path)
+    command.add_argument("output", type=Path)
+    command.add_argument("--format", choices=formats, default="raw", help="of the disk that is there")
+    command.add_argument("--to", choices=formats, default="qcow2", help="of the one to make")
+    command = commands.add_parser("info", help="describe a disk (with qemu-img)")
+    command.add_argument("disk", type=Path)
+    command.add_argument("--format", choices=formats, default="raw")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,7 +75,16 @@ def run(args: argparse.Namespace) -> int:
             case "initramfs":
                 busybox = args.busybox or str(images_dir() / "debian" / "busybox")
                 files = dict(_file(argument) for argument in args.file)
-                args.output.write_bytes(initramfs.build(busybox, files=files, init_lines=args.lines))
+                packed = images_dir() / "debian" / "modules.tar"
+                drivers = modules.unpack(packed.read_bytes()) if args.busybox is None else {}
+                data = initramfs.build(busybox, files=files, modules=drivers, init_lines=args.lines)
+                args.output.write_bytes(data)
+            case "create":
+                disks.create(args.disk, args.size, args.format)
+            case "convert":
+                disks.convert(args.disk, args.format, args.output, args.to)
+            case "info":
+                print(disks.info(args.disk, args.format), end="")
             case "vmlinux":
                 with _progress() as progress:
                     vmlinux.extract(args.kernel, args.output, progress)

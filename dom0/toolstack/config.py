@@ -19,6 +19,7 @@ from typing import Any, Self
 import attrs
 
 from dom0.toolstack.deviceconfig import DeviceConfig, DeviceSyntaxError
+from dom0.toolstack.diskspec import DiskConfig, DiskSyntaxError
 
 DEFAULT_MEMORY_KB = 32 * 1024
 """What a guest gets when its configuration names no memory at all."""
@@ -119,6 +120,7 @@ class DomainConfig:
     nomigrate: bool | None = None
     devices: tuple[DeviceConfig, ...] = ()
     """Devices of installed drivers, beside those that have a key of their own."""
+    disks: tuple[DiskConfig, ...] = ()
 
     @maxmem_kb.default
     def _maxmem_default(self) -> int:
@@ -143,6 +145,7 @@ class DomainConfig:
         """The value as msgpack can carry it."""
         plain = attrs.asdict(self, recurse=False)
         plain["devices"] = [device.to_plain() for device in self.devices]
+        plain["disks"] = [disk.to_plain() for disk in self.disks]
         plain["program_path"] = list(self.program_path)
         return {key: value.value if isinstance(value, ShutdownAction) else value for key, value in plain.items()}
 
@@ -192,6 +195,8 @@ class DomainConfig:
             "c_info": create,
             "b_info": {key: value for key, value in build.items() if value is not None},
         }
+        if self.disks:
+            config["disks"] = [disk.to_libxl() for disk in self.disks]
         for event in ("on_poweroff", "on_reboot", "on_watchdog", "on_crash", "on_soft_reset"):
             action: ShutdownAction = getattr(self, event)
             if action is not ShutdownAction.DESTROY:
@@ -211,6 +216,11 @@ def _checked(key: str, annotation: str, value: object) -> Any:
         try:
             return tuple(DeviceConfig.from_plain(item) for item in value)
         except DeviceSyntaxError as error:
+            raise ConfigError(str(error)) from None
+    if key == "disks" and isinstance(value, list):
+        try:
+            return tuple(DiskConfig.from_plain(item) for item in value)
+        except DiskSyntaxError as error:
             raise ConfigError(str(error)) from None
     if key == "program_path" and isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(value)

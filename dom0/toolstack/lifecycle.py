@@ -27,11 +27,12 @@ from dom0.host.runtimes import RuntimeMissing
 from dom0.host.spawn import Spawner, SpawnError
 from dom0.host.switchboard import Switchboard
 from dom0.host.vm import Vm, VmStuck
-from dom0.toolstack import domain0, hostinfo, storetree
+from dom0.toolstack import disks, domain0, hostinfo, storetree
 from dom0.toolstack.assembler import Assembler
 from dom0.toolstack.building import Progress
 from dom0.toolstack.config import ConfigError, DomainConfig, ShutdownAction, check_name
 from dom0.toolstack.devices import DeviceError, Devices
+from dom0.toolstack.diskspec import DiskConfig
 from dom0.toolstack.dmesg import MessageBuffer
 from dom0.toolstack.domain import GuestDomain, ToolstackError
 from xen_py.abi.xen import ShutdownReason
@@ -132,6 +133,21 @@ class Toolstack:
         for guest in list(self.domains.values()):
             if guest.vm is not None and guest.building is None:
                 await guest.vm.trace(tracer)
+
+    # disks
+
+    async def attach_disk(self, domid: int, disk: DiskConfig) -> None:
+        """`xl block-attach`."""
+        self._running(domid)
+        await disks.attach(self.devices, self.find(domid), disk)
+
+    async def detach_disk(self, domid: int, name: str, *, force: bool = False) -> None:
+        """`xl block-detach`."""
+        await disks.detach(self.devices, self.find(domid), name, force=force)
+
+    def disk_rows(self, domid: int) -> list[dict[str, Any]]:
+        """`xl block-list`."""
+        return disks.rows(self._client, self.devices, DomId(domid))
 
     # creating
 

@@ -16,9 +16,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dom0.toolstack import diskspec
 from dom0.toolstack.cfgfile import ConfigSyntaxError, Setting, Value, merge, parse
 from dom0.toolstack.config import ConfigError, DomainConfig, ShutdownAction
 from dom0.toolstack.deviceconfig import DeviceConfig, DeviceSyntaxError
+from dom0.toolstack.diskspec import DiskConfig, DiskSyntaxError
 from dom0.toolstack.xlcfg_keys import KNOWN, NOT_BUILT_YET, WITHOUT_EFFECT_ON_PV, nearest
 from xen_py.spec import Program
 
@@ -81,6 +83,7 @@ def _interpret(settings: dict[str, Setting], warn: Callable[[str], None]) -> Dom
     if not kernel:
         raise ConfigError("Neither kernel nor bootloader specified")
     fields["devices"] = _devices(reader)
+    fields["disks"] = _disks(reader)
     if Program.parse(kernel) is not None:
         fields["program_path"] = (_folder_of(settings["kernel"].source),)
     return DomainConfig(
@@ -178,6 +181,16 @@ def _devices(reader: _Reader) -> tuple[DeviceConfig, ...]:
             assert setting is not None
             raise ConfigError(f"{setting.where}: device={item!r}: {error}") from None
     return tuple(found)
+
+
+def _disks(reader: _Reader) -> tuple[DiskConfig, ...]:
+    setting = reader.settings.get("disk")
+    if setting is None or setting.value == "":
+        return ()
+    try:
+        return tuple(diskspec.parse([item]) for item in reader.strings("disk"))
+    except DiskSyntaxError as error:
+        raise ConfigError(f"{setting.source}: {error}") from None
 
 
 def _folder_of(source: str) -> str:

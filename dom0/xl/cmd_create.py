@@ -67,6 +67,7 @@ def create(session: Session, words: list[str]) -> int:
         return EXIT_SUCCESS
     kernel = config.kernel if Program.parse(config.kernel) else _found(config.kernel)
     config = attrs.evolve(config, kernel=kernel, ramdisk=config.ramdisk and _found(config.ramdisk))
+    config = attrs.evolve(config, disks=tuple(disk.located() for disk in config.disks))
     if request.unwatched:
         left_alone: dict[str, Any] = dict.fromkeys(_ON_REASON.values(), ShutdownAction.PRESERVE)
         config = attrs.evolve(config, **left_alone)

@@ -72,6 +72,9 @@ _INFO_OPTIONS = """\
 <field>                 Print the values of the fields that begin so"""
 
 
+_DETACH_OPTIONS = "-f, --force             Take it from the guest without asking it"
+
+
 def _later(rows: str) -> list[Spec]:
     """Rows of `flags | name | usage | summary`; D: takes -N, M: changes something, -: neither."""
     specs = []
@@ -113,8 +116,12 @@ TABLE: tuple[Spec, ...] = (
         M | suspend | <Domain> | Suspend a guest to memory
         M | resume | <Domain> | Wake a guest suspended to memory
         M | dump-core | <Domain> <filename> | Write a guest's memory as a core file
-        DM | cd-insert | <Domain> <VirtualDevice> <path> | Put a disc into a guest's CD drive
-        DM | cd-eject | <Domain> <VirtualDevice> | Take the disc out of a guest's CD drive
+    """),
+    Spec("cd-insert", "<Domain> <VirtualDevice> <path>", "Insert a cdrom into a guest's cd drive",
+           "cmd_block:cd_insert", can_dry_run=True, modifies=True),
+    Spec("cd-eject", "<Domain> <VirtualDevice>", "Eject a cdrom from a guest's cd drive", "cmd_block:cd_eject",
+           can_dry_run=True, modifies=True),
+    *_later("""
         M | mem-max | <Domain> <MemMB[b|k|m|g|t]> | Set how much memory a guest may ever have
         M | mem-set | <Domain> <MemMB[b|k|m|g|t]> | Set how much memory a guest has now
         M | button-press | <Domain> <Button> | Press a guest's ACPI power or sleep button
@@ -151,9 +158,13 @@ TABLE: tuple[Spec, ...] = (
         - | network-list | <Domain(s)> | Show guests' network cards
         M | network-detach | <Domain> <DevId|mac> | Take a network card from a running guest
         - | channel-list | <Domain(s)> | Show guests' channels
-        DM | block-attach | <Domain> <disk-spec-component(s)>... | Give a running guest a disk
-        - | block-list | <Domain(s)> | Show guests' disks
-        M | block-detach | [option] <Domain> <DevId> | Take a disk from a running guest
+    """),
+    Spec("block-attach", "<Domain> <disk-spec-component(s)>...", "Create a new virtual block device",
+           "cmd_block:block_attach", can_dry_run=True, modifies=True),
+    Spec("block-list", "<Domain(s)>", "List virtual block devices for a domain", "cmd_block:block_list"),
+    Spec("block-detach", "[option] <Domain> <DevId>", "Destroy a domain's virtual block device",
+           "cmd_block:block_detach", _DETACH_OPTIONS, modifies=True),
+    *_later("""
         DM | vtpm-attach | <Domain> [uuid=<uuid>] [backend=<BackDomain>] | Give a running guest a TPM
         - | vtpm-list | <Domain(s)> | Show guests' TPMs
         M | vtpm-detach | <Domain> <DevId|uuid> | Take a TPM from a running guest

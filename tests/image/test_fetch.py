@@ -193,7 +193,7 @@ def test_initramfs_command(calls: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert b"contents of extra" in archive
     assert b"echo from-run\nexec init\n" in archive
     assert xen_py("initramfs", str(output)) == 1
-    assert "debian/busybox: No such file" in capsys.readouterr().err
+    assert "debian/modules.tar: No such file" in capsys.readouterr().err
     assert xen_py("initramfs", str(output), "--busybox", str(busybox), "--file", "x") == 1
     assert "it takes GUEST-PATH=FILE" in capsys.readouterr().err
     assert xen_py("initramfs", "/nonexistent/x", "--busybox", str(busybox)) == 1

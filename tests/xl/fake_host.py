@@ -168,6 +168,24 @@ class FakeHost:
         self._existing(domid)
         self.end(domid, {"poweroff": 0, "reboot": 1, "halt": 0}[reason])
 
+    def block_attach(self, domid: int, disk: dict[str, Any]) -> None:
+        self._existing(domid)
+        if disk["target"] == "/bad":
+            raise Refused(f"Domain {domid}:Disk vdev=xvda failed to stat: /bad: No such file or directory")
+
+    def block_detach(self, domid: int, vdev: str, force: bool) -> None:
+        self._existing(domid)
+        if vdev == "xvdz":
+            raise Refused("Error: Device xvdz not connected.")
+        if not force:
+            raise Refused(f"Domain {domid}:the guest still uses it")
+
+    def block_list(self, domid: int) -> list[dict[str, Any]]:
+        self._existing(domid)
+        backend = f"/local/domain/0/backend/vbd/{domid}/51712"
+        numbers = {"devid": 51712, "backend_id": 0, "frontend_id": domid, "state": 4, "evtch": 11, "rref": -1}
+        return [numbers | {"backend": backend}]
+
     def domain_rename(self, domid: int, name: str) -> None:
         self._existing(domid)["name"] = name
 

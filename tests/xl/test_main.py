@@ -21,8 +21,9 @@ def test_every_command_of_xl_is_known() -> None:
     assert len({spec.name for spec in TABLE}) == 96
     assert sum(spec.can_dry_run for spec in TABLE) == 12
     assert [spec.name for spec in TABLE if spec.run] == [
-        "create", "list", "destroy", "shutdown", "reboot", "pause", "unpause", "console", "vcpu-list", "vm-list",
-        "info", "domid", "domname", "rename", "debug-keys", "dmesg", "uptime",
+        "create", "list", "destroy", "shutdown", "reboot", "pause", "unpause", "console", "cd-insert", "cd-eject",
+        "vcpu-list", "vm-list", "info", "domid", "domname", "rename", "debug-keys", "dmesg", "block-attach",
+        "block-list", "block-detach", "uptime",
     ]  # fmt: skip
 
 

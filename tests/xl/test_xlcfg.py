@@ -115,7 +115,11 @@ def test_single_keys(text: str, field: str, value: Any) -> None:
         (MINIMAL + "on_crash='coredump-restart'", 'F:3: on_crash="coredump-restart": xen-py does not have this yet'),
         (MINIMAL + "on_reboot='soft-reset'", 'F:3: on_reboot="soft-reset": xen-py does not have this yet'),
         (MINIMAL + "vif=['']", "F:3: parameter `vif': xen-py does not have this yet"),
-        (MINIMAL + "disk=['/img,raw,xvda,rw']", "F:3: parameter `disk': xen-py does not have this yet"),
+        (
+            MINIMAL + "disk=['/img,raw']",
+            "F: config parsing error in disk specification: no vdev specified in `/img,raw'",
+        ),
+        (MINIMAL + "disk='/img,raw,xvda'", "F:3: parameter `disk' is a single value but should be a list"),
         (MINIMAL + "cpus='0-3'", "F:3: parameter `cpus': xen-py does not have this yet"),
         ("name='x'\nbootloader='pygrub'", "F:2: parameter `bootloader': xen-py does not have this yet"),
         (MINIMAL + "device=['type=echo', 'devid=1']",
