@@ -153,7 +153,7 @@ def _first_connection(process: subprocess.Popen[bytes], socket: str, path: str) 
     while True:
         try:
             return Connection(socket)
-        except (FileNotFoundError, ConnectionRefusedError):
+        except (FileNotFoundError, ConnectionError):  # it listens before it looks at the image: reset, if it ends then
             if process.poll() is not None:
                 assert process.stderr is not None
                 said = process.stderr.read(1000).decode(errors="replace").strip().replace("\n", "; ")
