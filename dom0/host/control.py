@@ -3,8 +3,9 @@
 
 Every message is a little-endian 32-bit length and that many bytes of msgpack. A request is `[id, method, params]`; the
 answer `[id, "ok", result]` or `[id, "error", {"code", "message", "lines"}]`, after any number of
-`[id, "progress", {"stage", "done", "total"}]`. A connection's requests are answered one after the other; one that
-hangs up takes its unfinished request back (a create leaves nothing, a wait is forgotten).
+`[id, "progress", {"stage", "done", "total"}]`, or of `[id, "records", {"lost", "records"}]` for a trace. A connection's
+requests are answered one after the other; one that hangs up takes its unfinished request back (a create leaves nothing,
+a wait is forgotten, a trace ends).
 
 The socket is its owner's alone (the run directory's mode, and the peer's credentials are checked), but what comes in
 is checked all the same: a mistake in a client must not hurt the host. Owner: the trio thread.
@@ -24,6 +25,7 @@ import trio
 
 from dom0.backend.console import open_listener
 from dom0.host.machine import Machine
+from dom0.host.tracestream import TraceStream
 from dom0.host.vm import VmStuck
 from dom0.toolstack import hostinfo
 from dom0.toolstack.config import ConfigError, DomainConfig
@@ -59,6 +61,7 @@ class ControlServer:
             "host.dmesg": self._dmesg,
             "host.debug_keys": self._debug_keys,
             "host.stop": self._stop,
+            "trace.records": self._trace,
             "domain.create": self._create,
             "domain.list": self._list,
             "domain.vcpus": self._vcpus,
@@ -136,6 +139,16 @@ class ControlServer:
 
     async def _debug_keys(self, params: Params, _answer: _Answer) -> Any:
         await self._machine.debug_keys.press(_text(params, "keys"))
+
+    async def _trace(self, params: Params, answer: _Answer) -> Any:
+        """Records as they come, in parts of the kind "records", until the client hangs up."""
+        domid, kinds = params.get("domid"), params.get("kinds")
+        if (domid is not None and type(domid) is not int) or not (kinds is None or isinstance(kinds, list)):
+            raise ToolstackError("a trace is of a domain and of kinds of records")
+        async with TraceStream(self._machine, domid, kinds) as stream:
+            while True:
+                records, lost = await stream.take()
+                await answer.send("records", {"lost": lost, "records": records})
 
     async def _stop(self, _params: Params, _answer: _Answer) -> Any:
         """The answer goes out first, see `_dispatch`."""
@@ -261,7 +274,7 @@ class _Answer:
         self._news.set()
 
     async def send(self, kind: str, payload: object) -> None:
-        packed: bytes = msgpack.packb([self._number, kind, payload])
+        packed: bytes = msgpack.packb([self._number, kind, payload], default=str)
         async with self._sending:
             await self._stream.send_all(_LENGTH.pack(len(packed)) + packed)
 

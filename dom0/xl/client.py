@@ -57,6 +57,7 @@ class Client:
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._next_id = 1
+        self._part_kind = ""
 
     @classmethod
     def connect(cls, rundir: Path, *, start: bool) -> Self:
@@ -112,6 +113,8 @@ class Client:
                 if progress is not None:
                     progress(*_progress(payload))
                 continue
+            if kind == self._part_kind:
+                return payload
             self._next_id += 1
             if kind == "ok":
                 return payload
@@ -123,6 +126,14 @@ class Client:
                     [printable(str(line)) for line in lines] if isinstance(lines, list) else [],
                 )
             raise _nonsense(f"an answer of kind {kind!r}")
+
+    def next_part(self, kind: str) -> dict[str, Any]:
+        """The next part of an answer that comes in parts of that kind. Raises `HostError` when it ends in an error."""
+        self._part_kind = kind
+        payload = self.receive()
+        if not isinstance(payload, dict):
+            raise _nonsense(f"{kind} of the wrong form")
+        return payload
 
     def _message(self) -> tuple[str, Any]:
         (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))

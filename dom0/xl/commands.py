@@ -152,6 +152,8 @@ TABLE: tuple[Spec, ...] = (
     """),
     Spec("dmesg", "[-c]", "Read and/or clear dmesg buffer", "cmd_info:dmesg",
            "  -c                        Clear dmesg buffer as well as printing it"),
+    Spec("trace", "[--domain D] [--kinds K,...] [--seconds N] [--json|--perfetto FILE]",
+         "Show what running guests do, as it happens", "cmd_trace:trace"),
     *_later("""
         - | top |  | Watch host and guests as they run
         DM | network-attach | <Domain> [key=value ...] | Give a running guest a network card
