@@ -4,8 +4,8 @@
     python benchmarks/bench_rings.py [--seconds 2]
 
 One at a time (round trips) and 32 at once, with both halves in one trio loop on one core, and with the guest in a VM
-process of its own. Medians of five spells each. Aims of the project: 20,000 round trips and 100,000 requests a second in
-one loop.
+process of its own. Medians of five spells each. Aims of the project: 20,000 round trips and 100,000 requests a second
+in one loop.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ import trio
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "examples" / "echo_device")]
 
+from echo_device.backend import EchoBackend  # noqa: E402
+from echo_device.frontend import EchoFrontend  # noqa: E402
+from echo_device.protocol import Request  # noqa: E402
+
 from dom0.host.machine import open_machine  # noqa: E402
 from dom0.toolstack.config import DomainConfig  # noqa: E402
 from dom0.toolstack.deviceconfig import DeviceConfig  # noqa: E402
 from domU.guest import Guest  # noqa: E402
-from echo_device.backend import EchoBackend  # noqa: E402
-from echo_device.frontend import EchoFrontend  # noqa: E402
-from echo_device.protocol import Request  # noqa: E402
 
 SPELLS = 5
 AT_ONCE = 32
