@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Rings: how fast requests go through the echo device, between a Python guest and dom0.
+"""Rings: how fast requests go through the echo device, between a guest (in Python, and in C) and dom0.
 
     python benchmarks/bench_rings.py [--seconds 2]
 
@@ -27,6 +27,7 @@ from echo_device.backend import EchoBackend  # noqa: E402
 from echo_device.frontend import EchoFrontend  # noqa: E402
 from echo_device.protocol import Request  # noqa: E402
 
+import native_build  # noqa: E402
 from dom0.host.machine import open_machine  # noqa: E402
 from dom0.toolstack.config import DomainConfig  # noqa: E402
 from dom0.toolstack.deviceconfig import DeviceConfig  # noqa: E402
@@ -34,6 +35,8 @@ from domU.guest import Guest  # noqa: E402
 
 SPELLS = 5
 AT_ONCE = 32
+PYTHON = "python:bench_rings:main"
+NATIVE = str(native_build.GUEST_OUTPUT / "echo.elf")
 
 
 async def main(guest: Guest) -> None:
@@ -53,22 +56,23 @@ async def main(guest: Guest) -> None:
             await guest.console.print(f"rate {at_once} {statistics.median(rates):.0f}")
 
 
-async def measure(processes: bool, seconds: float) -> None:
+async def measure(kernel: str, processes: bool, seconds: float) -> None:
+    in_python = kernel.startswith("python:")
     config = DomainConfig(
         name="bench",
-        kernel="python:bench_rings:main",
+        kernel=kernel,
         program_path=(str(Path(__file__).parent), str(ROOT / "examples" / "echo_device")),
-        cmdline=str(seconds),
+        cmdline=str(seconds) if in_python else str(round(seconds * 1000)),
         memory_kb=16 * 1024,
         devices=(DeviceConfig.parse("type=echo", []),),
     )
-    where = "a VM process" if processes else "one loop"
+    where = f"{'Python' if in_python else 'C'} guest in {'a VM process' if processes else 'one loop'}"
     async with open_machine(processes=processes) as machine:
         machine.backends.register(EchoBackend)
         guest = await machine.create(config)
         for what in ("round trips", f"requests, {AT_ONCE} at once"):
             match = await guest.console.expect(re.compile(r"rate \d+ (\d+)"))
-            print(f"guest in {where}: {int(match[1]):7,} {what} a second", flush=True)
+            print(f"{where}: {int(match[1]):7,} {what} a second", flush=True)
         await guest.wait_gone()
 
 
@@ -77,5 +81,5 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=2.0)
     options = parser.parse_args()
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    for processes in (False, True):
-        trio.run(measure, processes, options.seconds)
+    for kernel, processes in ((PYTHON, False), (PYTHON, True), (NATIVE, True)):
+        trio.run(measure, kernel, processes, options.seconds)
