@@ -19,7 +19,7 @@ from typing import Any
 
 import trio
 
-from dom0.host.machine import Machine
+from dom0.host.machine import Guest, Machine
 from dom0.toolstack.config import DomainConfig, ShutdownAction
 from dom0.toolstack.deviceconfig import DeviceConfig
 
@@ -49,8 +49,8 @@ def configured(name: str, kernel: str, *devices: str) -> DomainConfig:
 
 
 @asynccontextmanager
-async def inside(machine: Machine, *devices: str, name: str = "inside") -> AsyncIterator[Any]:
-    """The guest, until the block is left; then it powers off and is destroyed."""
+async def held(machine: Machine, *devices: str, name: str = "inside") -> AsyncIterator[tuple[Guest, Any]]:
+    """As `inside`, with what dom0 has of the guest in front: its console, its end."""
     there: list[Any] = []
     started, done = trio.Event(), trio.Event()
 
@@ -62,9 +62,16 @@ async def inside(machine: Machine, *devices: str, name: str = "inside") -> Async
     handle = await machine.create(configured(name, kernel_for(name, main), *devices))
     await started.wait()
     try:
-        yield there[0]
+        yield handle, there[0]
     finally:
         done.set()
         with trio.CancelScope(shield=True):
             await handle.wait_shutdown()
             await handle.destroy()
+
+
+@asynccontextmanager
+async def inside(machine: Machine, *devices: str, name: str = "inside") -> AsyncIterator[Any]:
+    """The guest, until the block is left; then it powers off and is destroyed."""
+    async with held(machine, *devices, name=name) as (_, guest):
+        yield guest

@@ -19,8 +19,8 @@ from echo_device.frontend import EchoFrontend
 
 from dom0.backend.bus import LocalBus
 from dom0.host.machine import FrontDomain, Machine, open_machine
+from dom0.kit.guests import held
 from domU.guest import Guest
-from tests.drive.programs import inside
 from xen_py.drive import half
 from xen_py.drive.half import Half
 from xen_py.io.xenbus import TABLE, Action, Do, Event, Side, State
@@ -33,7 +33,7 @@ Seen = tuple[State, State, Event, Action]
 
 @asynccontextmanager
 async def machine_with_guest() -> AsyncIterator[tuple[Machine, Guest]]:
-    async with open_machine() as machine, inside(machine) as (_, guest):
+    async with open_machine() as machine, held(machine) as (_, guest):
         yield machine, guest
 
 

@@ -11,9 +11,9 @@ import pytest
 import trio
 
 from dom0.host.machine import Guest, Machine, open_machine
+from dom0.kit.guests import configured, held, kernel_for
 from dom0.toolstack.config import DomainConfig, ShutdownAction
 from dom0.toolstack.domain import ToolstackError
-from tests.drive.programs import configured, inside, kernel_for
 from xen_py.abi.xen import DOMID_SELF, Hypercall, ShutdownReason, Virq
 from xen_py.types import DomId, Errno, XenError
 
@@ -124,7 +124,7 @@ async def test_a_program_that_is_not_there_is_a_crash_that_says_so(processes: bo
 
 
 async def test_many_lines_both_ways_lose_nothing() -> None:
-    async with open_machine() as machine, inside(machine) as (handle, guest):
+    async with open_machine() as machine, held(machine) as (handle, guest):
         lines = [f"line {n} ".ljust(60, "x") for n in range(500)]
 
         async def echo() -> None:
@@ -139,7 +139,7 @@ async def test_many_lines_both_ways_lose_nothing() -> None:
 
 
 async def test_hypercalls_are_those_of_any_guest() -> None:
-    async with open_machine() as machine, inside(machine) as (_, guest):
+    async with open_machine() as machine, held(machine) as (_, guest):
         kernel = guest.kernel
         assert kernel.call(Hypercall.XEN_VERSION, 0) == 4 << 16 | 17
         with pytest.raises(XenError) as caught:
@@ -153,7 +153,7 @@ async def test_hypercalls_are_those_of_any_guest() -> None:
 
 
 async def test_timers_of_the_hypervisor_wake_it() -> None:
-    async with open_machine() as machine, inside(machine) as (_, guest):
+    async with open_machine() as machine, held(machine) as (_, guest):
         rung = trio.Event()
         port = guest.events.bind_virq(Virq.TIMER, rung.set)
         soon = guest.kernel.domain.clock.now() + 20_000_000
@@ -165,7 +165,7 @@ async def test_timers_of_the_hypervisor_wake_it() -> None:
 
 
 async def test_grants_pages_and_ports_come_and_go() -> None:
-    async with open_machine() as machine, inside(machine) as (_, guest):
+    async with open_machine() as machine, held(machine) as (_, guest):
         before = guest.statistics()
         vm = machine.toolstack.domains[guest.domid].vm
         assert vm is not None
@@ -186,7 +186,7 @@ async def test_grants_pages_and_ports_come_and_go() -> None:
 
 
 async def test_events_between_ports_of_its_own() -> None:
-    async with open_machine() as machine, inside(machine) as (_, guest):
+    async with open_machine() as machine, held(machine) as (_, guest):
         heard: list[str] = []
         one = guest.events.offer(DOMID_SELF, lambda: heard.append("one"))
         other = guest.events.bind(DOMID_SELF, one.port, lambda: heard.append("other"))
@@ -201,5 +201,5 @@ async def test_a_device_of_an_unknown_type_is_refused_with_its_name() -> None:
 
     async with open_machine() as machine:
         with pytest.raises(ToolstackError, match=r"no backend for devices of type 'unheard-of' is installed"):
-            await machine.create(configured("x", kernel_for(main), "type=unheard-of"))
+            await machine.create(configured("x", kernel_for("x", main), "type=unheard-of"))
         assert len(machine.toolstack.domains) == 0
