@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """GNTTABOP_copy: bytes from one frame to another, either named by a grant reference or as a frame of one's own.
 
-Source: gnttab_copy in xen/common/grant_table.c. Nothing is mapped; the grants are pinned for the copy only.
+Source: gnttab_copy in xen/common/grant_table.c. Nothing is mapped; the grants are pinned for the copy only. Bytes from
+and for another domain's frames are taken and put there by that domain's own thread.
 """
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 
-from hypercalls.grant_domains import is_there
+from hypercalls.grant_domains import others
 from xen_py.abi import grant_table as abi
 from xen_py.abi.grant_table import CopyFlag, GrantStatus
 from xen_py.abi.xen import DOMID_SELF
 from xen_py.domain import Domain
+from xen_py.foreign import OthersGrants
 from xen_py.frames import FrameType
 from xen_py.grants import GrantError, pins_for
-from xen_py.types import PAGE_SHIFT, PAGE_SIZE, XenError
+from xen_py.types import PAGE_SHIFT, PAGE_SIZE, DomId, GrantRef, XenError
 from xen_py.vcpu import Vcpu
 
 
@@ -45,38 +47,47 @@ def _copy(
     if not length:
         return
     from_grant, to_grant = bool(flags & CopyFlag.SOURCE_GREF), bool(flags & CopyFlag.DEST_GREF)
-    foreign = [_foreign(d, source_domid, from_grant), _foreign(d, dest_domid, to_grant)]
-    if any(foreign):
-        raise GrantError(GrantStatus.PERMISSION_DENIED, "grants of another domain")
+    sources, dests = _others(d, source_domid, from_grant), _others(d, dest_domid, to_grant)
+    fits = source_offset + length <= PAGE_SIZE and dest_offset + length <= PAGE_SIZE
     with ExitStack() as stack:
-        source_index = _claim(d, stack, source, from_grant, readonly=True)
-        dest_index = _claim(d, stack, dest, to_grant, readonly=False)
-        if source_offset + length > PAGE_SIZE or dest_offset + length > PAGE_SIZE:
-            raise GrantError(GrantStatus.BAD_COPY_ARG, f"{length} bytes cross a page boundary")
         memory = d.memory.bytes
-        start, to = (source_index << PAGE_SHIFT) + source_offset, (dest_index << PAGE_SHIFT) + dest_offset
-        memory[to : to + length] = memory[start : start + length]
-        d.space.written_from_outside(dest_index)
+        if sources is None:
+            start = (_claim(d, stack, source, from_grant, readonly=True) << PAGE_SHIFT) + source_offset
+            data: bytes | memoryview = memory[start : start + length]
+        else:
+            data = sources.read(DomId(source_domid), _ref(source), source_offset if fits else 0, length if fits else 0)
+        if dests is None:
+            dest_index = _claim(d, stack, dest, to_grant, readonly=False)
+        elif not fits:
+            dests.write(DomId(dest_domid), _ref(dest), 0, b"")
+        if not fits:
+            raise GrantError(GrantStatus.BAD_COPY_ARG, f"{length} bytes cross a page boundary")
+        if dests is None:
+            to = (dest_index << PAGE_SHIFT) + dest_offset
+            memory[to : to + length] = data
+            d.space.written_from_outside(dest_index)
+        else:
+            dests.write(DomId(dest_domid), _ref(dest), dest_offset, bytes(data))
 
 
-def _foreign(d: Domain, domid: int, is_grant: bool) -> bool:
-    """Whether that side is another domain's. Only one's own frames can be named by frame number, as DOMID_SELF's."""
+def _others(d: Domain, domid: int, is_grant: bool) -> OthersGrants | None:
+    """The way to that side's grants, None where it is ours. Only one's own frames have numbers, as DOMID_SELF's."""
     if domid == DOMID_SELF:
-        return False
+        return None
     if not is_grant:
         raise GrantError(GrantStatus.PERMISSION_DENIED, "a frame by its number")
-    if domid == d.domid:
-        return False
-    if not is_there(d, domid):
-        raise GrantError(GrantStatus.BAD_DOMAIN, f"no domain {domid}")
-    return True
+    return None if domid == d.domid else others(d, domid)
+
+
+def _ref(what: int) -> GrantRef:
+    return GrantRef(what & 0xFFFFFFFF)
 
 
 def _claim(d: Domain, stack: ExitStack, what: int, is_grant: bool, *, readonly: bool) -> int:
     """Pin a grant, or take a frame, until `stack` is left; the frame's index."""
     pages = d.pages
     if is_grant:
-        ref = what & 0xFFFFFFFF
+        ref = _ref(what)
         increment = pins_for(host=True, device=False, readonly=readonly)
         index = d.grants.acquire(ref, d.domid, increment, readonly=readonly, mapping=False)
         stack.callback(d.grants.release, ref, increment, readonly=readonly)

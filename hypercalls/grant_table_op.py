@@ -2,8 +2,7 @@
 """grant_table_op: set up and ask for grant tables, and use grants (grant_table.h, grant_table.c); version 1.
 
 An operation's own trouble goes into its `status`; the call fails only for what concerns all of it. Mapping and copying
-are in modules of their own. Frames are not given away on this host, as on a Xen started with gnttab=no-transfer, and
-a guest has no rights on the grants of other domains, as on a Xen whose policy denies them.
+are in modules of their own. Frames are not given away on this host, as on a Xen started with gnttab=no-transfer.
 """
 
 from __future__ import annotations

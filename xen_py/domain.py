@@ -30,6 +30,7 @@ from xen_py.abi.xen import (
 from xen_py.clock import Clock
 from xen_py.engine import Engine, R
 from xen_py.evtchn import ChannelState, LocalPort, PendingEvents
+from xen_py.foreign import ForeignMemory
 from xen_py.frames import FrameFlag, FrameTable, FrameType
 from xen_py.grants import GrantTable
 from xen_py.guestmem import GuestAccess
@@ -88,11 +89,12 @@ class Domain:
         self.continuation: tuple[int, ...] | None = None
         self.access = GuestAccess(memory)
         self.frames = FrameTable(spec.memory)
-        engine.map(spec.memory.mfn_base << 12, memory.bytes)
+        engine.map(spec.memory.mfn_base << 12, memory.own)
         self.space = HypervisorSpace(self.frames, memory, engine, spec.vcpus)
         self.pages = PageTables(self.frames, memory.words, self.space, engine.flush_tlb, self._frame_freed)
         self.grants = GrantTable(spec.domid, memory, self.pages)
         self.maptrack = Maptrack()
+        self.foreign = ForeignMemory(memory, engine, link.others)
         at = spec.memory.index(spec.memory.shared_info_mfn) << 12
         self.shared_info = memory.bytes[at : at + 4096]
         self.vcpus = [Vcpu(VcpuId(n)) for n in range(spec.vcpus)]
@@ -537,7 +539,7 @@ class Domain:
             "events": self.events.statistics(),
             "scheduler": self.scheduler.statistics(),
             "frames": self.frames.statistics(),
-            "grants": self.grants.statistics() | self.maptrack.statistics(),
+            "grants": self.grants.statistics() | self.maptrack.statistics() | self.foreign.statistics(),
         }
 
     def close(self) -> None:

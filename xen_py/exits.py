@@ -123,7 +123,9 @@ def _trapped_write(d: Domain, v: Vcpu, address: int) -> bool:
         return False
     i = ((entry & 0x000FFFFFFFFFF000) >> 12) - d.frames.base
     frames = d.frames
-    if frames.types[i] != FrameType.L1 or not frames.type_counts[i] or frames.flags[i] & FrameFlag.SPECIAL:
+    if i >= frames.count or frames.types[i] != FrameType.L1 or not frames.type_counts[i]:
+        return False
+    if frames.flags[i] & FrameFlag.SPECIAL:
         return False
     table = d.memory.bytes[i << 12 : (i + 1) << 12]
     before = bytes(table)

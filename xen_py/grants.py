@@ -17,6 +17,8 @@ not atomic towards other threads, so only this thread writes them, and only betw
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +68,7 @@ class GrantTable:
         self.domid = domid
         self.nr_frames = INITIAL_FRAMES
         self.active: dict[int, ActiveEntry] = {}
+        self.memory = memory
         self._pages = pages
         self._frames = pages.frames
         self._words = memory.words
@@ -158,27 +161,46 @@ class GrantTable:
         else:
             self._pages.put_page_and_type(index)
 
-    def pin(self, ref: int, domid: DomId, *, readonly: bool) -> int:
-        """Let somebody outside use a grant until `unpin`; the index of the frame."""
-        increment = PIN_HOST_READ if readonly else PIN_HOST_WRITE
+    def pin(self, ref: int, domid: DomId, *, readonly: bool, host: bool = True, device: bool = False) -> int:
+        """Let somebody outside use a grant until `unpin`; the index of the frame.
+
+        As a mapping by the CPU (`host`), by devices, or both, each of which holds the frame.
+        """
+        increment = pins_for(host=host, device=device, readonly=readonly)
         index = self.acquire(ref, domid, increment, readonly=readonly, mapping=True)
         try:
-            self.hold(index, readonly=readonly)
+            for _ in range(host + device):  # what could be held once can be held twice
+                self.hold(index, readonly=readonly)
         except GrantError:
             self.release(ref, increment, readonly=readonly)
             self._counters["refused"] += 1
             raise
         return index
 
-    def unpin(self, ref: int, domid: DomId, *, readonly: bool) -> None:
-        """The end of one `pin`."""
+    def unpin(self, ref: int, domid: DomId, *, readonly: bool, host: bool = True, device: bool = False) -> None:
+        """The end of one `pin`, or of one of its two kinds."""
         act = self.active.get(ref)
-        increment = PIN_HOST_READ if readonly else PIN_HOST_WRITE
-        if act is None or act.domid != domid or not act.pin & increment * 0xFF:
+        increment = pins_for(host=host, device=device, readonly=readonly)
+        if act is None or act.domid != domid or not _all_counted(act.pin, increment):
             raise GrantError(GrantStatus.BAD_HANDLE, f"grant {ref} is not pinned so by domain {domid}")
         index = act.index
         self.release(ref, increment, readonly=readonly)
-        self.let_go(index, readonly=readonly)
+        for _ in range(host + device):
+            self.let_go(index, readonly=readonly)
+
+    @contextmanager
+    def held(self, ref: int, domid: DomId, *, readonly: bool) -> Iterator[int]:
+        """A grant pinned for a copy, as long as the block lasts; the index of the frame."""
+        increment = pins_for(host=True, device=False, readonly=readonly)
+        index = self.acquire(ref, domid, increment, readonly=readonly, mapping=False)
+        try:
+            self.hold(index, readonly=readonly)
+            try:
+                yield index
+            finally:
+                self.let_go(index, readonly=readonly)
+        finally:
+            self.release(ref, increment, readonly=readonly)
 
     # ---- the guest's own ----
 
@@ -254,6 +276,11 @@ class GrantTable:
 def _columns(word: int) -> tuple[int, int, int]:
     """grantee, frame, flags"""
     return word >> 16 & 0xFFFF, word >> 32, word & 0xFFFF
+
+
+def _all_counted(pin: int, increment: int) -> bool:
+    """Whether each counter that `increment` has a one in is above zero."""
+    return all(pin >> shift & 0xFF for shift in (0, 8, 16, 24) if increment >> shift & 0xFF)
 
 
 def pins_for(*, host: bool, device: bool, readonly: bool) -> int:

@@ -17,7 +17,7 @@ import zlib
 from xen_py.abi.xen import FIRST_RESERVED_GDT_PAGE, INVALID_M2P_ENTRY
 from xen_py.engine import Engine
 from xen_py.frames import FrameFlag, FrameTable
-from xen_py.memory import GuestMemory
+from xen_py.memory import MFN_LIMIT, GuestMemory
 from xen_py.types import PAGE_SIZE
 
 HV_MACHINE = 0xFE_0000_0000
@@ -64,8 +64,9 @@ class HypervisorSpace:
         m2p_l1 = -(-(m2p_ones + m2p_own) // 512)
         m2p_l2 = -(-m2p_l1 // 512)
         private_l1 = -(-vcpus * 32 // 512)
-        # pages: ones, zero, reserved GDT, m2p data, m2p L1s, L2s, L3, private L1s, L2, window L1, L2, L3
-        total = 3 + m2p_own + m2p_l1 + m2p_l2 + 1 + private_l1 + 1 + 2 + 1
+        # pages: ones, zero, reserved GDT, m2p data, m2p L1s, L2s, L3, its L1 and L2 of ones, private L1s, L2,
+        # window L1, L2, L3
+        total = 3 + m2p_own + m2p_l1 + m2p_l2 + 1 + 2 + private_l1 + 1 + 2 + 1
         self._block = mmap.mmap(-1, total * PAGE_SIZE)
         self.words = memoryview(self._block).cast("Q")
         self._next = 0
@@ -78,15 +79,22 @@ class HypervisorSpace:
         self._m2p = self._take(m2p_own)
         """Word index / 512 of the entry of MFN mfn_base."""
         self.m2p = self.words[self._m2p * 512 : self._m2p * 512 + geometry.nr_frames]
-        for i in range(geometry.nr_frames):
-            self.m2p[i] = INVALID_M2P_ENTRY
+        for i in range(m2p_own * 512):
+            self.words[self._m2p * 512 + i] = INVALID_M2P_ENTRY
         readable = PRESENT | USER | ACCESSED | NX
         table = PRESENT | RW | USER | ACCESSED | DIRTY
         l1 = self._take(m2p_l1)
         for page in range(m2p_ones + m2p_own):
             data = ones if page < m2p_ones else self._m2p + page - m2p_ones
             self.words[l1 * 512 + page] = self._entry(data, readable)
-        self._slots = [self._tower(l1, m2p_l1, m2p_l2, table)]
+        # frames of others and none at all: invalid, by one page, one L1 and one L2 table for all of them
+        for page in range(m2p_ones + m2p_own, m2p_l1 * 512):
+            self.words[l1 * 512 + page] = self._entry(ones, readable)
+        ones_l1, ones_l2 = self._take(1), self._take(1)
+        for k in range(512):
+            self.words[ones_l1 * 512 + k] = self._entry(ones, readable)
+            self.words[ones_l2 * 512 + k] = self._entry(ones_l1, table)
+        self._slots = [self._tower(l1, m2p_l1, m2p_l2, table, ones_l1, ones_l2)]
 
         self._private_l1 = self._take(private_l1)
         for vcpu in range(vcpus):
@@ -117,14 +125,14 @@ class HypervisorSpace:
     def _entry(self, page: int, flags: int) -> int:
         return (HV_MACHINE + page * PAGE_SIZE) | flags
 
-    def _tower(self, l1: int, n1: int, n2: int, flags: int) -> int:
-        """L2 and L3 tables over a run of L1 tables; the L4 entry for them."""
+    def _tower(self, l1: int, n1: int, n2: int, flags: int, rest_l1: int, rest_l2: int) -> int:
+        """L2 and L3 tables over a run of L1 tables, and over MFN_LIMIT frames in all; the L4 entry for them."""
         l2 = self._take(n2)
-        for k in range(n1):
-            self.words[l2 * 512 + k] = self._entry(l1 + k, flags)
+        for k in range(n2 * 512):
+            self.words[l2 * 512 + k] = self._entry(l1 + k if k < n1 else rest_l1, flags)
         l3 = self._take(1)
-        for k in range(n2):
-            self.words[l3 * 512 + k] = self._entry(l2 + k, flags)
+        for k in range(MFN_LIMIT * 8 >> 30):
+            self.words[l3 * 512 + k] = self._entry(l2 + k if k < n2 else rest_l2, flags)
         return self._entry(l3, flags)
 
     @property

@@ -15,11 +15,15 @@ from collections.abc import Callable
 from typing import Protocol
 
 from xen_py.evtchn import Delivery, EventBroker, EvtchnStatus
+from xen_py.foreign import OthersGrants
 from xen_py.types import DomId, Port, VcpuId
 
 
 class HostLink(Protocol):
     """What a domain asks of the host. Used by the domain's thread only."""
+
+    others: OthersGrants
+    """The grants of other domains; refusals there are `GrantError`."""
 
     def evtchn_alloc_unbound(self, owner: DomId, remote: DomId) -> Port: ...
     def evtchn_bind_interdomain(self, remote: DomId, remote_port: Port) -> Port: ...
@@ -53,7 +57,9 @@ class DirectLink:
         deliver: Callable[[DomId, Port, Delivery], None],
         console_write: Callable[[bytes], None],
         log: Callable[[str], None],
+        others: OthersGrants,
     ) -> None:
+        self.others = others
         self._broker = broker
         self._domid = domid
         self._deliver = deliver

@@ -27,6 +27,8 @@ class Mapping:
     ref: GrantRef
     flags: int
     """GNTMAP_*: what it is mapped for, less what has been unmapped already."""
+    index: int = 0
+    """Frame index of what is mapped, in its owner's memory."""
 
 
 class Maptrack:
@@ -61,10 +63,10 @@ class Maptrack:
         return {"maptrack_frames": self.frames, "mappings": len(self._mappings)}
 
     def save(self) -> dict[str, Any]:
-        mappings = [(handle, m.domid, m.ref, m.flags) for handle, m in self._mappings.items()]
+        mappings = [(handle, m.domid, m.ref, m.flags, m.index) for handle, m in self._mappings.items()]
         return {"frames": self.frames, "mappings": mappings, "free": list(self._free)}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.frames = state["frames"]
-        self._mappings = {handle: Mapping(domid, ref, flags) for handle, domid, ref, flags in state["mappings"]}
+        self._mappings = {handle: Mapping(*fields) for handle, *fields in state["mappings"]}
         self._free = deque(state["free"])

@@ -9,7 +9,12 @@ Owner: the domain's process; the host maps the same file. Reads and writes throu
 `frame()` are plain memory accesses and may be made by any thread, but nobody read-modify-writes a word that
 the guest also changes while that guest runs. A write from outside does not drop code the engine has
 translated from the frame: whoever writes frames that were mapped executable must say so to the engine.
-Only `create`, `from_fd` and `close` change the object itself; its owner's thread calls them.
+
+Behind its own frames a domain's process may keep *room* for those of others (`xen_py.foreign`): other memory files
+appear there, so that one base and one index find every frame, whoever it belongs to. Nothing is at the empty places:
+to touch them is to crash, and nothing does, because no page-table entry names them.
+
+Only `create`, `from_fd`, `place`, `clear` and `close` change the object itself; its owner's thread calls them.
 """
 
 from __future__ import annotations
@@ -19,7 +24,9 @@ import mmap
 import os
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
+
+import cffi
 
 from xen_py.types import PAGE_SHIFT, PAGE_SIZE, Mfn
 
@@ -32,6 +39,20 @@ SPECIAL_FRAMES = 1 + GRANT_FRAMES + SPARE_FRAMES
 MFN_BASE_STEP = 0x10000
 """`mfn_base` is a multiple of this (256 MiB), so that MFNs are easily told from PFNs by eye."""
 MFN_LIMIT = 1 << 28
+
+_ffi = cffi.FFI()
+_ffi.cdef(
+    """
+void *mmap(void *addr, size_t length, int prot, int flags, int fd, int64_t offset);
+int munmap(void *addr, size_t length);
+int madvise(void *addr, size_t length, int advice);
+"""
+)
+_libc: Any = _ffi.dlopen(None)
+_MAP_FIXED = 0x10
+_MAP_NORESERVE = 0x4000
+_NOTHING = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+_READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 
 
 @dataclass(frozen=True)
@@ -108,36 +129,69 @@ class GuestMemory:
     fd: int
     """The memfd; this object closes it."""
     bytes: memoryview
-    """All of it, format 'B', writable."""
+    """All of it, format 'B', writable, with the room behind it."""
     words: memoryview
     """The same memory, format 'Q'."""
+    room: int
+    """Frames of room there are behind the domain's own."""
 
-    def __init__(self, fd: int, geometry: MemoryGeometry) -> None:
+    def __init__(self, fd: int, geometry: MemoryGeometry, room: int = 0) -> None:
         size = os.fstat(fd).st_size
         if size != geometry.size:
             raise ValueError(f"memory file of {size} bytes, but the domain's geometry has {geometry.size}")
         self.geometry = geometry
-        self._map = mmap.mmap(fd, geometry.size)
+        self.room = room
+        whole = geometry.size + (room << PAGE_SHIFT)
+        address = _mapped(_libc.mmap(_ffi.NULL, whole, 0, _NOTHING, -1, 0))
+        # unmapped when the last view has gone, whoever holds it
+        self._start: Any = _ffi.gc(_ffi.cast("char *", address), lambda start: _libc.munmap(start, whole))
+        _mapped(_libc.mmap(self._start, geometry.size, _READ_WRITE, mmap.MAP_SHARED | _MAP_FIXED, fd, 0))
         self.fd = fd
-        self.bytes = memoryview(self._map)
+        self.bytes = memoryview(_ffi.buffer(self._start, whole))
         self.words = self.bytes.cast("Q")
 
     @classmethod
-    def create(cls, geometry: MemoryGeometry, name: str = "xen-py guest") -> Self:
+    def create(cls, geometry: MemoryGeometry, name: str = "xen-py guest", room: int = 0) -> Self:
         """New sparse memory, all zero; it can be neither shrunk nor grown behind anyone's back."""
         fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(fd, geometry.size)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-            return cls(fd, geometry)
+            return cls(fd, geometry, room)
         except BaseException:
             os.close(fd)
             raise
 
     @classmethod
-    def from_fd(cls, fd: int, geometry: MemoryGeometry) -> Self:
+    def from_fd(cls, fd: int, geometry: MemoryGeometry, room: int = 0) -> Self:
         """Map memory that another process created; takes over `fd` (not on failure)."""
-        return cls(fd, geometry)
+        return cls(fd, geometry, room)
+
+    @property
+    def own(self) -> memoryview:
+        """The domain's own memory, without the room."""
+        return self.bytes[: self.geometry.size]
+
+    def place(self, first: int, fd: int, frames: int) -> memoryview:
+        """Have another memory file's first frames in the room, from frame index `first` on; the bytes there.
+
+        `fd` stays the caller's. OSError when the kernel cannot.
+        """
+        at, size = self._place(first, frames)
+        _mapped(_libc.mmap(self._start + at, size, _READ_WRITE, mmap.MAP_SHARED | _MAP_FIXED, fd, 0))
+        return self.bytes[at : at + size]
+
+    def clear(self, first: int, frames: int) -> None:
+        """Have nothing there again."""
+        at, size = self._place(first, frames)
+        _mapped(_libc.mmap(self._start + at, size, 0, _NOTHING | _MAP_FIXED, -1, 0))
+
+    def _place(self, first: int, frames: int) -> tuple[int, int]:
+        """Offset and bytes of a piece of the room."""
+        own = self.geometry.nr_frames
+        if frames <= 0 or first < own or first + frames > own + self.room:
+            raise IndexError(f"frames {first}+{frames} are not in the room of {self.room} frames behind {own}")
+        return first << PAGE_SHIFT, frames << PAGE_SHIFT
 
     def frame(self, mfn: Mfn) -> memoryview:
         """The 4096 bytes of a frame, writable; IndexError outside the domain."""
@@ -146,7 +200,7 @@ class GuestMemory:
 
     def punch(self, mfn: Mfn) -> None:
         """Give a frame's memory back to the host; it reads as zero from now on, in every process."""
-        self._map.madvise(mmap.MADV_REMOVE, self.geometry.index(mfn) << PAGE_SHIFT, PAGE_SIZE)
+        _libc.madvise(self._start + (self.geometry.index(mfn) << PAGE_SHIFT), PAGE_SIZE, mmap.MADV_REMOVE)
 
     def touched_bytes(self) -> int:
         """Host memory that the file really holds."""
@@ -164,8 +218,14 @@ class GuestMemory:
             return
         os.close(self.fd)
         self.fd = -1
+        self._start = None
         for held in (self.words, self.bytes):
             with suppress(BufferError):
                 held.release()
-        with suppress(BufferError):
-            self._map.close()
+
+
+def _mapped(address: Any) -> Any:
+    """What mmap gave, if it did."""
+    if int(_ffi.cast("intptr_t", address)) == -1:
+        raise OSError(_ffi.errno, os.strerror(_ffi.errno), "mmap of guest memory")
+    return address

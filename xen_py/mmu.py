@@ -202,6 +202,8 @@ class PageTables:
     def _put_from_l1e(self, entry: int) -> None:
         f = self.frames
         i = ((entry & FRAME_MASK) >> 12) - self._base
+        if i >= f.count:
+            return  # another domain's, which the grant's handle keeps
         if not entry & NX:
             maps = f.code_maps[i] - 1
             f.code_maps[i] = maps
@@ -271,9 +273,18 @@ class PageTables:
         if old & PRESENT:
             self._put_from_l1e(old)
 
+    def set_foreign(self, at: int, new: int) -> None:
+        """Let an entry of a validated L1 table name another domain's frame, which a grant's handle keeps."""
+        old = self.words[at]
+        self.words[at] = _adjust_l1(new)
+        if old & PRESENT:
+            self._put_from_l1e(old)
+
     def _code_permission_changed(self, new: int) -> None:
         f = self.frames
         i = ((new & FRAME_MASK) >> 12) - self._base
+        if i >= f.count:
+            return
         if new & NX:
             f.code_maps[i] -= 1
             if f.code_maps[i] == 0:

@@ -1,23 +1,30 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The host's orders about a domain's grants, carried out by the domain's loop, which owns the pins.
 
-Backends live in dom0, so dom0 is who pins. A batch is one message: its size is bounded by `MOST_PINS`. Runs on the
-domain's thread, between runs of its engine; `dom0.backend.grants` is the other end.
+`pin` and `unpin` are for backends, which live in dom0 and want many grants at once: a batch is one message, its size is
+bounded by `MOST_PINS` (`dom0.backend.grants` is the other end). `map`, `unmap`, `read` and `write` are for another
+guest, which the host names (`dom0.host.foreign`); its flags are those of a mapping, GNTMAP_host, _device, _readonly.
+
+Runs on the domain's thread, between runs of its engine, and also while a hypercall of the domain waits for the host:
+two guests that use each other's grants would wait for ever otherwise.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
+from xen_py.abi.grant_table import GrantStatus, MapFlag
 from xen_py.grants import GrantError, GrantTable
 from xen_py.hvspace import HypervisorSpace
 from xen_py.maptrack import Maptrack
-from xen_py.types import DomId
+from xen_py.types import PAGE_SHIFT, DomId
 
 MOST_PINS = 1024
 """Grants in one order."""
 USAGE_ROWS = 256
 """Lines of a report on grants: entries in use, and domains granted to."""
+ORDERS = frozenset({"pin", "unpin", "map", "unmap", "read", "write", "grants"})
 _DOM0 = DomId(0)
 
 
@@ -41,6 +48,15 @@ def carry_out(domain: Granter, kind: str, args: list[Any]) -> object:
             for ref, readonly in pins:
                 domain.grants.unpin(ref, _DOM0, readonly=readonly)
             return None
+        case "map", [user, ref, flags]:
+            return _attempt(lambda: domain.grants.pin(ref, user, **_kinds(flags)))
+        case "unmap", [user, ref, flags]:
+            domain.grants.unpin(ref, user, **_kinds(flags))
+            return None
+        case "read", [user, ref, offset, length]:
+            return _attempt(lambda: _read(domain.grants, user, ref, offset, length))
+        case "write", [user, ref, offset, data]:
+            return _attempt(lambda: _write(domain, user, ref, offset, data))
         case "grants", []:
             return domain.grants.usage(USAGE_ROWS) | domain.maptrack.statistics()
     raise ValueError(f"no order {kind!r} with {len(args)} arguments")
@@ -52,3 +68,32 @@ def _pin(grants: GrantTable, ref: int, readonly: bool) -> int:
         return grants.pin(ref, _DOM0, readonly=readonly)
     except GrantError as error:
         return int(error.status)
+
+
+def _attempt(operation: Callable[[], object]) -> object:
+    """Its result, or the (negative) status."""
+    try:
+        return operation()
+    except GrantError as error:
+        return int(error.status)
+
+
+def _kinds(flags: int) -> dict[str, bool]:
+    return {
+        "host": bool(flags & MapFlag.HOST),
+        "device": bool(flags & MapFlag.DEVICE),
+        "readonly": bool(flags & MapFlag.READONLY),
+    }
+
+
+def _read(grants: GrantTable, user: DomId, ref: int, offset: int, length: int) -> bytes:
+    with grants.held(ref, user, readonly=True) as index:
+        return bytes(grants.memory.bytes[(index << PAGE_SHIFT) + offset :][:length])
+
+
+def _write(domain: Granter, user: DomId, ref: int, offset: int, data: bytes) -> int:
+    with domain.grants.held(ref, user, readonly=False) as index:
+        at = (index << PAGE_SHIFT) + offset
+        domain.grants.memory.bytes[at : at + len(data)] = data
+        domain.space.written_from_outside(index)
+    return int(GrantStatus.OKAY)

@@ -11,6 +11,7 @@ Owner: the trio thread. `run` must be running for any of it to work.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ from dom0.host.vm import VmInfo, VmStatistics
 from xen_py.clock import Clock
 from xen_py.domain import Domain
 from xen_py.doorbell import RunState
+from xen_py.foreign import room_for
 from xen_py.link import HostLink
 from xen_py.memory import GuestMemory
 from xen_py.spec import DomainSpec
@@ -62,7 +64,9 @@ class HostedVm:
         self._killed = False
         self._domain: Domain | None
         self.runtime: GuestRuntime
-        self._domain, self.runtime = make_program_domain(spec, spec.program, memory, services, clock)
+        self._view = GuestMemory.from_fd(os.dup(memory.fd), spec.memory, room_for(spec.memory))
+        """The guest's memory as its domain has it, with room for that of others."""
+        self._domain, self.runtime = make_program_domain(spec, spec.program, self._view, services, clock)
 
     async def run(self, _spawner: Spawner, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the program, paused at first, to its end; then wait for `destroy`, the domain's memory at hand."""
@@ -87,6 +91,7 @@ class HostedVm:
             domain, self._domain = self._domain, None
             if domain is not None:
                 domain.close()
+            self._view.close()
             self.ended.set()
 
     # what the host does with it
@@ -125,6 +130,10 @@ class HostedVm:
 
     async def order(self, kind: str, *args: object, check: Callable[[Any], bool]) -> Any:
         """Have the domain do something with its grants; as `Vm.order`."""
+        return self.order_now(kind, *args, check=check)
+
+    def order_now(self, kind: str, *args: object, check: Callable[[Any], bool]) -> Any:
+        """The same, for who cannot wait."""
         if self._domain is None:
             raise GuestGone(f"domain {self.spec.domid} is gone")
         self._statistics.orders += 1

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The domain's end of the link: what a domain asks of the host, and the orders it gets from there.
 
-Lives with the domain: in its VM process, or on its thread inside the host. One thread uses it. Calls are synchronous:
-an order that arrives while an answer is awaited is kept until the loop looks.
+Lives with the domain: in its VM process, or on its thread inside the host. One thread uses it. Calls are synchronous.
+An order that arrives while an answer is awaited is kept until the loop looks, unless it is about the domain's grants:
+those are carried out at once, for somebody may be waiting who is waited for here.
 """
 
 from __future__ import annotations
@@ -13,10 +14,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from dom0.host.grantorders import ORDERS
 from dom0.host.messages import LONGEST, BadMessage, pack, parse
+from xen_py.abi.grant_table import GrantStatus
 from xen_py.doorbell import Doorbell
 from xen_py.evtchn import ChannelState, EvtchnStatus
-from xen_py.types import DomId, Errno, Port, VcpuId, XenError
+from xen_py.foreign import OthersGrants
+from xen_py.grants import GrantError
+from xen_py.types import DomId, Errno, GrantRef, Port, VcpuId, XenError
 
 
 class HostGone(Exception):
@@ -30,22 +35,24 @@ class LoopLink:
         self._socket = sock
         self._doorbell = doorbell
         self._orders: deque[list[Any]] = deque()
+        self.others: OthersGrants = _OthersOverLink(self._call)
+        self._carry_out: Callable[[str, list[Any]], object] | None = None
         self.on_kept: Callable[[], None] = lambda: None
         """Called when an order has been put aside."""
 
     # HostLink
 
     def evtchn_alloc_unbound(self, owner: DomId, remote: DomId) -> Port:
-        return Port(self._call("evtchn_alloc_unbound", owner, remote))
+        return Port(self._call("evtchn_alloc_unbound", owner, remote)[0])
 
     def evtchn_bind_interdomain(self, remote: DomId, remote_port: Port) -> Port:
-        return Port(self._call("evtchn_bind_interdomain", remote, remote_port))
+        return Port(self._call("evtchn_bind_interdomain", remote, remote_port)[0])
 
     def evtchn_bind_virq(self, virq: int, vcpu: VcpuId) -> Port:
-        return Port(self._call("evtchn_bind_virq", virq, vcpu))
+        return Port(self._call("evtchn_bind_virq", virq, vcpu)[0])
 
     def evtchn_bind_ipi(self, vcpu: VcpuId) -> Port:
-        return Port(self._call("evtchn_bind_ipi", vcpu))
+        return Port(self._call("evtchn_bind_ipi", vcpu)[0])
 
     def evtchn_bind_vcpu(self, port: Port, vcpu: VcpuId) -> None:
         self._call("evtchn_bind_vcpu", port, vcpu)
@@ -54,7 +61,7 @@ class LoopLink:
         self._call("evtchn_close", port)
 
     def evtchn_status(self, domid: DomId, port: Port) -> EvtchnStatus:
-        state, *rest = self._call("evtchn_status", domid, port)
+        state, *rest = self._call("evtchn_status", domid, port)[0]
         return EvtchnStatus(ChannelState(state), *rest)
 
     def evtchn_reset(self, domid: DomId) -> None:
@@ -71,6 +78,11 @@ class LoopLink:
         self._send("log", text[: LONGEST // 8])
 
     # the loop's own
+
+    def serve_grants(self, carry_out: Callable[[str, list[Any]], object]) -> None:
+        """From now on, for as long as the link is used, orders about its grants are carried out so."""
+        self._carry_out = carry_out
+        self._carry_out_grants()
 
     def done(self, order: int, result: object = None) -> None:
         self._send("done", order, result)
@@ -97,7 +109,7 @@ class LoopLink:
         return self._socket.fileno()
 
     def orders(self) -> list[list[Any]]:
-        """What the host has asked for since the last look. HostGone when it has closed the link."""
+        """What the host has asked for since the last look, but for what was about grants. HostGone when it has gone."""
         while True:
             try:
                 data = self._socket.recv(LONGEST, socket.MSG_DONTWAIT)
@@ -106,6 +118,7 @@ class LoopLink:
             except OSError as error:
                 raise HostGone(str(error)) from error
             self._keep(data)
+        self._carry_out_grants()
         taken = list(self._orders)
         self._orders.clear()
         return taken
@@ -115,19 +128,30 @@ class LoopLink:
         if not self._orders:
             select.select([self._socket.fileno(), self._doorbell.inbox.eventfd], [], [], seconds)
 
-    def _call(self, method: str, *args: int) -> Any:
+    def _call(self, method: str, *args: object) -> tuple[Any, list[int]]:
+        """The answer, and the descriptors that came with it."""
         self._send("call", method, args)
         while True:
             try:
-                data = self._socket.recv(LONGEST)
+                data, fds, _, _ = socket.recv_fds(self._socket, LONGEST, 1)
             except OSError as error:
                 raise HostGone(str(error)) from error
             message = self._keep(data)
             if message is None:
+                self._carry_out_grants()
                 continue
             if message[0] == "answer":
-                return message[1]
+                return message[1], fds
             raise XenError(Errno(message[1]), message[2])
+
+    def _carry_out_grants(self) -> None:
+        if self._carry_out is None:
+            return
+        mine = [message for message in self._orders if message[0] in ORDERS]
+        if mine:
+            self._orders = deque(message for message in self._orders if message[0] not in ORDERS)
+        for kind, order, *args in mine:
+            self.done(order, self._carry_out(kind, args))
 
     def _keep(self, data: bytes) -> list[Any] | None:
         """Put an order aside; an answer is for the caller."""
@@ -137,7 +161,7 @@ class LoopLink:
         match message:
             case ["answer", _] | ["failed", int(), str()]:
                 return message
-            case ["pause" | "unpause" | "pin" | "unpin" | "grants" | "trace", int(), *_]:
+            case [str(kind), int(), *_] if kind in ORDERS or kind in ("pause", "unpause", "trace"):
                 self._orders.append(message)
                 self.on_kept()
                 return None
@@ -148,3 +172,35 @@ class LoopLink:
             self._socket.send(pack(*parts))
         except OSError as error:
             raise HostGone(str(error)) from error
+
+
+class _OthersOverLink:
+    """`xen_py.foreign.OthersGrants`, by calls whose answers are negative where a status refuses."""
+
+    def __init__(self, call: Callable[..., tuple[Any, list[int]]]) -> None:
+        self._call = call
+
+    def map(self, owner: DomId, ref: GrantRef, flags: int) -> int:
+        return int(self._accepted("others_map", owner, ref, flags))
+
+    def unmap(self, owner: DomId, ref: GrantRef, flags: int) -> None:
+        self._call("others_unmap", owner, ref, flags)
+
+    def memory(self, owner: DomId) -> tuple[int, int]:
+        frames, fds = self._call("others_memory", owner)
+        if frames < 0:
+            raise GrantError(GrantStatus(frames), f"memory of domain {owner}")
+        (fd,) = fds
+        return fd, frames
+
+    def read(self, owner: DomId, ref: GrantRef, offset: int, length: int) -> bytes:
+        return bytes(self._accepted("others_read", owner, ref, offset, length))
+
+    def write(self, owner: DomId, ref: GrantRef, offset: int, data: bytes) -> None:
+        self._accepted("others_write", owner, ref, offset, data)
+
+    def _accepted(self, method: str, owner: DomId, ref: GrantRef, *args: object) -> Any:
+        result, _ = self._call(method, owner, ref, *args)
+        if isinstance(result, int) and result < 0:
+            raise GrantError(GrantStatus(result), f"grant {ref} of domain {owner}")
+        return result

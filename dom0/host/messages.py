@@ -14,6 +14,15 @@ meanwhile.
     ["broken", text]    the loop itself failed    -> for each a frame index or a negative grant status
                                               ["unpin", n, [[ref, readonly], ...], [written frame index, ...]]
     ["done", n, result] for each order        ["grants", n]  -> who uses which grants (`GrantTable.usage`)
+                                              for another guest, named by `user`; each -> a status, negative if refused
+                                              ["map", n, user, ref, flags]  -> or a frame index
+                                              ["unmap", n, user, ref, flags]  -> None
+                                              ["read", n, user, ref, offset, length]  -> or the bytes
+                                              ["write", n, user, ref, offset, bytes]
+
+The loop asks about grants of other guests by calls "others_map", "others_unmap", "others_read", "others_write" with
+owner in place of user, and "others_memory" with owner alone, whose answer is the number of frames and comes with the
+owner's memory file as a descriptor. While the loop waits for any answer it carries out orders about its own grants.
 
 The host takes every message as hostile: `parse` refuses what is not a list that starts with a string, the server
 checks the rest.

@@ -10,6 +10,8 @@ Owned by the one thread of the VM process.
 
 from __future__ import annotations
 
+from functools import partial
+
 import trio
 
 from dom0.host import grantorders
@@ -51,6 +53,7 @@ class ProgramLoop:
         self._kept = Bell()
         self._traced = Bell()
         link.on_kept = self._kept.ring
+        link.serve_grants(partial(grantorders.carry_out, domain))
         self._trace = LoopTrace(domain, link, domain.clock)
 
     async def run(self) -> None:
@@ -118,12 +121,10 @@ class ProgramLoop:
             if kind in ("pause", "unpause"):
                 self._pauses = max(0, self._pauses + (1 if kind == "pause" else -1))
                 self._link.done(order)
-            elif kind == "trace":
+            else:
                 self._trace.switch(bool(args[0]))
                 self._traced.ring()
                 self._link.done(order)
-            else:
-                self._link.done(order, grantorders.carry_out(self._domain, kind, args))
 
     def _publish(self, state: RunState) -> None:
         info = self._domain.info()

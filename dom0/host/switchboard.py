@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from xen_py.abi.xen import NR_EVENT_CHANNELS_2L
 from xen_py.evtchn import Delivery, EventBroker
+from xen_py.foreign import OthersGrants
 from xen_py.link import DirectLink
 from xen_py.types import DomId, Port, XenError
 
@@ -87,9 +88,15 @@ class Switchboard:
             if inbox is not None:
                 inbox(delivery.port)
 
-    def link_for(self, domid: DomId, console_write: Callable[[bytes], None], log: Callable[[str], None]) -> DirectLink:
-        """What serves the domain's own event channel calls."""
-        return DirectLink(self.broker, domid, self._sent, console_write, log)
+    def link_for(
+        self,
+        domid: DomId,
+        console_write: Callable[[bytes], None],
+        log: Callable[[str], None],
+        others: OthersGrants,
+    ) -> DirectLink:
+        """What serves the domain's own calls."""
+        return DirectLink(self.broker, domid, self._sent, console_write, log, others)
 
     def _sent(self, domid: DomId, port: Port, delivery: Delivery) -> None:
         self.carry(domid, port, delivery)

@@ -12,7 +12,11 @@ Owner: the trio thread. `run` must be running for any of it to work.
 from __future__ import annotations
 
 import logging
+import select
 import socket
+import time
+from array import array
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field, replace
@@ -21,8 +25,10 @@ from typing import Any
 import trio
 
 from dom0.backend.grants import GuestGone, GuestGrants
+from dom0.host.foreign import ForeignGrants, NotHeld
 from dom0.host.messages import LONGEST, BadMessage, pack, parse
 from dom0.host.spawn import LoopEnd, Spawner
+from xen_py.abi.grant_table import GrantStatus
 from xen_py.doorbell import Doorbell, RunState
 from xen_py.evtchn import EvtchnStatus
 from xen_py.link import HostLink
@@ -48,6 +54,14 @@ _CALLS: dict[str, int] = {
     "evtchn_reset": 1,
 }
 """What a domain may call, and with how many numbers."""
+_OTHERS: dict[str, tuple[type, ...]] = {
+    "others_map": (int, int, int),
+    "others_unmap": (int, int, int),
+    "others_read": (int, int, int, int),
+    "others_write": (int, int, int, bytes),
+    "others_memory": (int,),
+}
+"""What it may call about the grants of others, and with what: the owner's domid first."""
 
 
 @dataclass
@@ -87,23 +101,31 @@ class VmInfo:
 
 
 class Vm:
-    """See the module. `services` answers the domain's calls."""
+    """See the module. `services` answers the domain's calls, `foreign` those about grants of other guests."""
 
     def __init__(
         self,
         spec: DomainSpec,
         memory: GuestMemory,
         services: HostLink,
+        foreign: ForeignGrants,
         on_over: Callable[[int, str], None],
         on_death: Callable[[str], None],
     ) -> None:
         self.spec = spec
         self.memory = memory
         self._services = services
+        self._foreign = foreign
+        self._asking = False
+        """A call about grants of others is being answered."""
         self._on_over = on_over
         self._on_death = on_death
         self._doorbell = Doorbell.create()
         self._socket: trio.socket.SocketType
+        self._plain_socket: socket.socket
+        self._early: deque[bytes] = deque()
+        """Messages that `order_now` came across, still to be served."""
+        self._receiving = trio.CancelScope()
         self._sending = trio.Lock()
         self._loop: LoopEnd | None = None
         self._orders: dict[int, _Order] = {}
@@ -121,6 +143,7 @@ class Vm:
     async def run(self, spawner: Spawner, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Start the loop, paused, and serve it to its end."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._plain_socket = ours
         self._socket = trio.socket.from_stdlib_socket(ours)
         how: str | None = None
         try:
@@ -131,7 +154,7 @@ class Vm:
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._carry_notifications)
-                    await self._serve_messages()
+                    await self._serve_messages(nursery)
                     nursery.cancel_scope.cancel()
             except* Exception as errors:
                 # a bug of ours that this domain has brought out: it costs this domain, not the host
@@ -180,27 +203,43 @@ class Vm:
                 with suppress(XenError):
                     self._services.evtchn_notify(port)
 
-    async def _serve_messages(self) -> None:
+    async def _serve_messages(self, nursery: trio.Nursery) -> None:
         """Until the link closes, or says what no correct loop says."""
         try:
             while data := await self._receive():
-                await self._serve(parse(data))
+                await self._serve(parse(data), nursery)
         except BadMessage as error:
-            self._trouble = f"the domain's process broke the link: {error}"
-            if self._loop is not None:
-                self._loop.kill()
+            self._broke_the_link(error)
         except OSError:
             return  # it is gone
 
+    def _broke_the_link(self, error: Exception) -> None:
+        self._trouble = f"the domain's process broke the link: {error}"
+        if self._loop is not None:
+            self._loop.kill()
+
     async def _receive(self) -> bytes:
         """One message. A loop that closed its end with orders unread shows first as a reset, its last words follow."""
-        try:
-            return await self._socket.recv(LONGEST)
-        except ConnectionResetError:
-            return await self._socket.recv(LONGEST)
+        while not self._early:
+            with trio.CancelScope() as self._receiving:
+                try:
+                    return await self._socket.recv(LONGEST)
+                except ConnectionResetError:
+                    return await self._socket.recv(LONGEST)
+        return self._early.popleft()
 
-    async def _serve(self, message: list[Any]) -> None:
+    async def _serve(self, message: list[Any], nursery: trio.Nursery) -> None:
         match message:
+            case ["call", str(method), list(arguments)] if method in _OTHERS:
+                if self._asking:
+                    raise BadMessage("a call while another is being answered")
+                if tuple(map(type, arguments)) != _OTHERS[method] or any(
+                    type(n) is int and n not in _NUMBERS for n in arguments
+                ):
+                    raise BadMessage(f"call {method!r} with {arguments!r}")
+                # not in this task: the answer may depend on what this loop does about its own grants meanwhile
+                self._asking = True
+                nursery.start_soon(self._answer_about_others, method, arguments)
             case ["call", str(method), list(arguments)]:
                 await self._send(*self._call(method, arguments))
             case ["console", bytes(data)]:
@@ -224,6 +263,25 @@ class Vm:
                 self._services.log(text)
             case _:
                 raise BadMessage(f"unexpected {message[0]!r}")
+
+    async def _answer_about_others(self, method: str, arguments: list[Any]) -> None:
+        self._statistics.calls += 1
+        user = self.spec.domid
+        try:
+            if method != "others_memory":
+                operation = getattr(self._foreign, method.removeprefix("others_"))
+                result = await operation(user, *arguments)
+                self._asking = False
+                await self._send("answer", result)
+                return
+            memory = self._foreign.memory(user, *arguments)
+            self._asking = False
+            if memory is None:
+                await self._send("answer", int(GrantStatus.GENERAL_ERROR))
+            else:
+                await self._send("answer", memory.geometry.nr_frames, fd=memory.fd)
+        except NotHeld as error:
+            self._broke_the_link(error)
 
     def _pass_on(self, lost: int, records: list[Any]) -> None:
         """Records of the domain's loop: whatever they say, it is this domain that says it."""
@@ -297,9 +355,7 @@ class Vm:
         """
         if self._loop is None:
             raise GuestGone(f"domain {self.spec.domid} is gone")
-        self._statistics.orders += 1
-        number = self._statistics.orders
-        order = self._orders[number] = _Order(kind, check)
+        number, order = self._new_order(kind, check)
         await self._send(kind, number, *args)
         if self._loop is not None:  # it may have gone meanwhile, and the doorbell with it
             # a loop inside its guest looks at its messages when it is kicked
@@ -309,10 +365,57 @@ class Vm:
             raise GuestGone(f"domain {self.spec.domid} is gone")
         return order.result
 
-    async def _send(self, *parts: object) -> None:
+    def order_now(self, kind: str, *args: object, check: Callable[[Any], bool]) -> Any:
+        """`order` for a guest in the host's own loop, which cannot wait: until the answer is there, all of it stops.
+
+        Whatever else the loop says meanwhile is served afterwards. A loop that does not answer is as good as gone.
+        """
+        if self._loop is None:
+            raise GuestGone(f"domain {self.spec.domid} is gone")
+        link = self._plain_socket
+        number, _ = self._new_order(kind, check)
+        gone = GuestGone(f"domain {self.spec.domid} has not answered")
+        until = time.monotonic() + PATIENCE
+        sent = False
+        while (left := until - time.monotonic()) > 0:
+            readable, writable, _ = select.select([link], [] if sent else [link], [], left)
+            try:
+                if writable:
+                    link.send(pack(kind, number, *args))
+                    sent = True
+                    self._doorbell.inbox.poke()
+                data = link.recv(LONGEST) if readable else None
+            except BlockingIOError:
+                continue
+            except OSError:
+                raise gone from None
+            if data is None:
+                continue
+            match parse(data) if data else []:
+                case ["done", answered, result] if answered == number:
+                    del self._orders[number]
+                    if check(result):
+                        return result
+                    self._broke_the_link(BadMessage(f"a result of {kind!r} that cannot be"))
+                    raise gone
+            self._early.append(data)
+            self._receiving.cancel()
+            if not data:
+                raise gone
+        raise gone
+
+    def _new_order(self, kind: str, check: Callable[[Any], bool]) -> tuple[int, _Order]:
+        self._statistics.orders += 1
+        number = self._statistics.orders
+        order = self._orders[number] = _Order(kind, check)
+        return number, order
+
+    async def _send(self, *parts: object, fd: int | None = None) -> None:
+        """One message, with a descriptor if there is one to go with it."""
+        rights = [] if fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [fd]))]
         async with self._sending:
             with suppress(OSError, trio.ClosedResourceError):  # a loop that is gone shows in _serve_messages
-                await self._socket.send(pack(*parts))
+                await self._socket.sendmsg([pack(*parts)], rights)
 
     # what the host may know without asking
 

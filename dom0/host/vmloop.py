@@ -9,6 +9,7 @@ taken, and marks are looked at after every wake-up and before every sleep, so no
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Protocol
 
 from dom0.host import grantorders
@@ -41,6 +42,7 @@ class VmLoop:
         self._pauses = pauses
         self._ended = False
         self._trace = LoopTrace(domain, link, clock)
+        link.serve_grants(partial(grantorders.carry_out, domain))
         domain.watch_kick_fd(doorbell.inbox.eventfd)
 
     def run(self) -> None:
@@ -72,11 +74,9 @@ class VmLoop:
                 if self._pauses and not self._ended:
                     self._publish(RunState.PAUSED)
                 self._link.done(order)
-            elif kind == "trace":
+            else:
                 self._trace.switch(bool(args[0]))
                 self._link.done(order)
-            else:
-                self._link.done(order, grantorders.carry_out(self._domain, kind, args))
 
     def _sleep_paused(self) -> None:
         """Marks stay in the page until the domain runs again; only the wake-up is used up."""

@@ -21,6 +21,7 @@ from dom0.host.looplink import HostGone, LoopLink
 from dom0.host.vmloop import Steppable, VmLoop
 from xen_py.clock import Clock, RealClock
 from xen_py.doorbell import Doorbell
+from xen_py.foreign import room_for
 from xen_py.link import HostLink
 from xen_py.memory import GuestMemory
 from xen_py.spec import DomainSpec, Program
@@ -42,7 +43,7 @@ def run_domain(
     with ExitStack() as stack:
         doorbell = stack.enter_context(closing(Doorbell(page_fd, inbox_fd, outbox_fd)))
         sock = stack.enter_context(socket.socket(fileno=link_fd))
-        memory = stack.enter_context(closing(GuestMemory.from_fd(memory_fd, spec.memory)))
+        memory = stack.enter_context(closing(GuestMemory.from_fd(memory_fd, spec.memory, room_for(spec.memory))))
         link = LoopLink(sock, doorbell)
         clock = RealClock()
         if spec.program is not None:

@@ -18,6 +18,7 @@ from pathlib import Path
 import trio
 
 from dom0.backend.console import Console, ConsoleLog, open_listener
+from dom0.host.foreign import ForeignGrants
 from dom0.host.hosted import HostedVm
 from dom0.host.spawn import Spawner
 from dom0.host.switchboard import Switchboard
@@ -54,7 +55,9 @@ class Assembler:
         rundir: Path,
         clock: Clock,
         devices: Devices,
+        foreign: ForeignGrants,
     ) -> None:
+        self._foreign = foreign
         self.builds_in_turn = False
         self._devices = devices
         self._clock = clock
@@ -105,7 +108,7 @@ class Assembler:
         if spec.program is not None and self._spawner.in_process:
             await self._start_vm(guest, HostedVm(spec, memory, self._services(guest), self._clock, over, death))
         else:
-            await self._start_vm(guest, Vm(spec, memory, self._services(guest), over, death))
+            await self._start_vm(guest, Vm(spec, memory, self._services(guest), self._foreign, over, death))
         stored = storetree.StoredDomain(
             domid=domid,
             name=guest.name,
@@ -162,7 +165,8 @@ class Assembler:
             if guest.console is not None:
                 guest.console.write(data)
 
-        return self._switchboard.link_for(guest.domid, console_write, self._messages.hypervisor)
+        others = self._foreign.now(guest.domid)
+        return self._switchboard.link_for(guest.domid, console_write, self._messages.hypervisor, others)
 
     async def _start_vm(self, guest: GuestDomain, vm: Vm | HostedVm) -> None:
         guest.vm = vm
@@ -185,6 +189,7 @@ class Assembler:
         """Whatever there is of the domain, from the loop that runs it to its last node. Never fails half-way."""
         if guest.vm is not None:
             await guest.vm.destroy()
+            await self._foreign.user_gone(guest.domid)
         if guest.console is not None:
             guest.console.close()
         if guest.serving is not None:
@@ -216,6 +221,8 @@ class Assembler:
             guest.store = None
         guest.memory.close()
         guest.memory = None
+        for user, count in self._foreign.users(guest.domid).items():
+            self._messages.hypervisor(f"d{guest.domid}: its memory stays: d{user} has {count} of its grants mapped")
 
     def write(self, operations: Iterable[storetree.Operation]) -> None:
         """One transaction."""

@@ -22,6 +22,7 @@ import trio
 from dom0.backend.grants import GuestGrants
 from dom0.backend.manager import BackendManager
 from dom0.builder.errors import BuildError
+from dom0.host.foreign import ForeignGrants
 from dom0.host.hosted import HostedVm
 from dom0.host.runtimes import RuntimeMissing
 from dom0.host.spawn import Spawner, SpawnError
@@ -93,8 +94,9 @@ class Toolstack:
         self._client = store.client()
         self._messages = messages
         self.devices = Devices(self._client, backends)
+        self.foreign = ForeignGrants(nursery, self._runner)
         self._assembler = Assembler(
-            nursery, spawner, switchboard, store, self._client, messages, rundir, clock, self.devices
+            nursery, spawner, switchboard, store, self._client, messages, rundir, clock, self.devices, self.foreign
         )
         self._last_domid = 0
         self._tracer: Tracer | None = None
@@ -125,7 +127,8 @@ class Toolstack:
         return hostinfo.free_for_guests(hostinfo.memory(), promised)
 
     def statistics(self) -> dict[str, int]:
-        return {"domains": len(self.domains), "created": self._created, "last_domid": self._last_domid}
+        foreign = {f"foreign_{name}": count for name, count in self.foreign.statistics().items()}
+        return {"domains": len(self.domains), "created": self._created, "last_domid": self._last_domid} | foreign
 
     async def trace(self, tracer: Tracer | None) -> None:
         """Have what every guest does recorded there, those to come too; None ends it."""
@@ -197,8 +200,9 @@ class Toolstack:
     def _next_domid(self) -> DomId:
         for _ in range(LAST_DOMID):
             self._last_domid = self._last_domid % LAST_DOMID + 1
-            if DomId(self._last_domid) not in self.domains:
-                return DomId(self._last_domid)
+            domid = DomId(self._last_domid)
+            if domid not in self.domains and not self.foreign.is_used(domid):
+                return domid
         raise ToolstackError("all domain ids are in use", code=EXIT_FAILED)
 
     def _refuse_taken(self, name: str, domid: DomId) -> None:
@@ -370,6 +374,11 @@ class Toolstack:
         if guest.vm is None or guest.building is not None:
             raise ToolstackError(f"domain {domid} is still being created")
         return guest.vm
+
+    def _runner(self, domid: DomId) -> Vm | HostedVm | None:
+        """What runs that guest, if it is there and not about to go."""
+        guest = self.domains.get(domid)
+        return None if guest is None or guest.dying or guest.memory is None else guest.vm
 
     # lists
 

@@ -7,8 +7,12 @@ tables are mapped read-only as Xen demands, all pages but CODE without execute p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
+from dom0.host import grantorders
+from dom0.host.foreign import ForeignGrants
 from hypercalls.table import dispatch
 from xen_py import traps
 from xen_py.abi.xen import DOMID_SELF, Hypercall
@@ -17,6 +21,7 @@ from xen_py.domain import Domain
 from xen_py.engine import R
 from xen_py.engine.unicorn import UnicornEngine
 from xen_py.evtchn import Delivery, EventBroker
+from xen_py.foreign import room_for
 from xen_py.link import DirectLink
 from xen_py.memory import GuestMemory, MemoryGeometry
 from xen_py.spec import Blocked, DomainSpec, Shutdown, Step
@@ -143,15 +148,47 @@ class Machine:
         self.regs[R.RIP] = USER_VA
         self.regs[R.RSP] = USER_VA + 0x1800
 
+    def order_now(self, kind: str, *args: object, check: Callable[[Any], bool]) -> Any:
+        """As `dom0.host.vm.Vm.order_now`: what the host has the domain do about its grants."""
+        result = grantorders.carry_out(self.domain, kind, list(args))
+        assert check(result)
+        return result
+
     def close(self) -> None:
         self.domain.close()
         self.memory.close()
 
 
+class Neighbours:
+    """Machines that are domains of one host and may use each other's grants."""
+
+    def __init__(self) -> None:
+        self.broker = EventBroker()
+        self.broker.add_domain(DomId(0), 1, 4095)
+        self.machines: dict[DomId, Machine] = {}
+        self.foreign = ForeignGrants(None, self.machines.get)  # type: ignore[arg-type]
+
+    def build(self, domid: DomId, max_pages: int = MAX_PAGES) -> Machine:
+        self.broker.add_domain(domid, 1)
+        self.machines[domid] = machine = _build(self, domid, 1, max_pages)
+        return machine
+
+    def close(self) -> None:
+        for machine in self.machines.values():
+            machine.close()
+
+
 def build_machine(vcpus: int = 1) -> Machine:
-    """A fresh machine; time stands still until `clock.advance`."""
-    geometry = MemoryGeometry.for_domain(MAX_PAGES)
-    memory = GuestMemory.create(geometry, "xen-py test")
+    """A fresh machine; time stands still until `clock.advance`. Domain 2 is there and has nothing."""
+    alone = Neighbours()
+    alone.broker.add_domain(DomId(1), vcpus)
+    alone.broker.add_domain(DomId(2), 1)
+    return _build(alone, DomId(1), vcpus, MAX_PAGES)
+
+
+def _build(neighbours: Neighbours, domid: DomId, vcpus: int, max_pages: int) -> Machine:
+    geometry = MemoryGeometry.for_domain(max_pages)
+    memory = GuestMemory.create(geometry, "xen-py test", room_for(geometry))
     words = memory.words
     base = geometry.mfn_base
 
@@ -171,18 +208,15 @@ def build_machine(vcpus: int = 1) -> Machine:
     link(USER_L1, 0, USER_CODE, RW_FLAGS & ~NX)
     link(USER_L1, 1, USER_STACK, RW_FLAGS)
 
-    broker = EventBroker()
-    broker.add_domain(DomId(0), 1, 4095)
-    broker.add_domain(DomId(1), vcpus)
-    broker.add_domain(DomId(2), 1)
-    store_port = broker.alloc_unbound(DomId(0), DomId(1), DomId(0))
-    console_port = broker.alloc_unbound(DomId(0), DomId(1), DomId(0))
+    broker = neighbours.broker
+    store_port = broker.alloc_unbound(DomId(0), domid, DomId(0))
+    console_port = broker.alloc_unbound(DomId(0), domid, DomId(0))
     delivered: list[Delivery] = []
     console = bytearray()
     messages: list[str] = []
     clock = VirtualClock(1_000_000_000)
     spec = DomainSpec(
-        domid=DomId(1),
+        domid=domid,
         name="test",
         uuid=bytes(range(16)),
         vcpus=vcpus,
@@ -195,11 +229,10 @@ def build_machine(vcpus: int = 1) -> Machine:
         console_mfn=Mfn(base + CONSOLE),
     )
 
-
     def deliver(_domid: DomId, _port: Port, delivery: Delivery) -> None:
         delivered.append(delivery)
 
-    host = DirectLink(broker, DomId(1), deliver, console.extend, messages.append)
+    host = DirectLink(broker, domid, deliver, console.extend, messages.append, neighbours.foreign.now(domid))
     domain = Domain(spec, memory, host, clock, UnicornEngine(4 << 20), dispatch)
     domain.vcpus[0].periodic_next = 0  # no timer unless the test sets one
     return Machine(domain, memory, broker, clock, delivered, console, messages)
