@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A Python guest's grant table: which of its pages others may use.
+"""A Python guest's grants: which of its pages others may use, and which of others' it uses.
 
 The guest writes the entries itself; the hypervisor marks those in use (GTF_reading, GTF_writing), and such a grant
 cannot be taken back: `end` says so, and the page must stay what it is until it can. The table grows as needed.
@@ -11,14 +11,16 @@ Source: public/grant_table.h (version 1).
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass
+from struct import Struct
 from typing import Any
 
 from domU.kernel import Kernel, Page
 from xen_py.abi import grant_table as abi
-from xen_py.abi.grant_table import ENTRIES_PER_FRAME, RESERVED_ENTRIES, GnttabOp, GrantFlag, GrantStatus
+from xen_py.abi.grant_table import ENTRIES_PER_FRAME, RESERVED_ENTRIES, GnttabOp, GrantFlag, GrantStatus, MapFlag
 from xen_py.abi.xen import DOMID_SELF, Hypercall
 from xen_py.doorbell import fence
-from xen_py.types import PAGE_SIZE, DomId, GrantRef, Mfn
+from xen_py.types import PAGE_SHIFT, PAGE_SIZE, DomId, GrantRef, Mfn
 
 _LIST_OFFSET = 1024
 """In the argument page, behind the structure."""
@@ -26,6 +28,22 @@ _LIST_OFFSET = 1024
 
 class NoGrants(Exception):
     """The grant table is full: more than its frames can hold is granted or still in use by others."""
+
+
+class GrantRefused(Exception):
+    """The hypervisor refused to map a grant; the text has the status."""
+
+
+@dataclass(eq=False, slots=True)
+class MappedGrant:
+    """A page of another domain, mapped."""
+
+    domid: DomId
+    ref: GrantRef
+    data: memoryview
+    """4096 bytes, read-only for a read-only mapping; released by `unmap`."""
+    handle: int
+    bus_address: int
 
 
 class Grants:
@@ -94,6 +112,32 @@ class Grants:
         words = self._entry(ref)
         words[0] &= GrantFlag.READING | GrantFlag.WRITING
         words.release()
+
+    # ---- grants of others ----
+
+    def map(self, domid: DomId, ref: GrantRef, *, readonly: bool = False) -> MappedGrant:
+        """Map a page that another domain has granted to this one; GrantRefused when it cannot be.
+
+        As a device would have it (GNTMAP_device_map): the guest sees its memory without page tables.
+        """
+        flags = MapFlag.DEVICE | (MapFlag.READONLY if readonly else 0)
+        fields = self._operate(GnttabOp.MAP_GRANT_REF, abi.map_grant_ref, 0, flags, ref, domid, 0, 0, 0)
+        _, _, _, _, status, handle, bus_address = fields
+        if status != GrantStatus.OKAY:
+            raise GrantRefused(f"grant {ref} of domain {domid}: {GrantStatus(status).name.lower()}")
+        domain, mfn = self._kernel.domain, Mfn(bus_address >> PAGE_SHIFT)
+        data = domain.memory.frame(mfn) if domid == domain.domid else domain.foreign.frame(mfn)
+        return MappedGrant(domid, ref, data.toreadonly() if readonly else data, handle, bus_address)
+
+    def unmap(self, mapped: MappedGrant) -> None:
+        """Give it back. Views of `data` that are still held show nothing of it any more."""
+        mapped.data.release()
+        fields = self._operate(GnttabOp.UNMAP_GRANT_REF, abi.unmap_grant_ref, 0, mapped.bus_address, mapped.handle, 0)
+        if fields[3] != GrantStatus.OKAY:
+            raise GrantRefused(f"handle {mapped.handle}: {GrantStatus(fields[3]).name.lower()}")
+
+    def _operate(self, command: GnttabOp, layout: Struct, *fields: int) -> tuple[int, ...]:
+        return layout.unpack(self._kernel.call_with(Hypercall.GRANT_TABLE_OP, command, layout.pack(*fields), 1))
 
     def statistics(self) -> dict[str, Any]:
         return {"granted": len(self._granted), "lingering": len(self._lingering), "grant_frames": len(self._frames)}

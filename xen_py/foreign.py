@@ -90,6 +90,13 @@ class ForeignMemory:
         """What that frame is to this domain."""
         return self._mfn(self._windows[owner].first + index)
 
+    def frame(self, mfn: Mfn) -> memoryview:
+        """The 4096 bytes of a frame that `mfn` has named; IndexError when it is none of anybody's mapped memory."""
+        index = mfn - self._memory.geometry.mfn_base
+        if not any(window.first <= index < window.first + window.frames for window in self._windows.values()):
+            raise IndexError(f"MFN {mfn:#x} is not a foreign one")
+        return self._memory.bytes[index << PAGE_SHIFT : (index + 1) << PAGE_SHIFT]
+
     def statistics(self) -> dict[str, int]:
         mappings = sum(window.mappings for window in self._windows.values())
         return {"foreign_domains": len(self._windows), "foreign_mappings": mappings}

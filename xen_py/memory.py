@@ -12,7 +12,8 @@ translated from the frame: whoever writes frames that were mapped executable mus
 
 Behind its own frames a domain's process may keep *room* for those of others (`xen_py.foreign`): other memory files
 appear there, so that one base and one index find every frame, whoever it belongs to. Nothing is at the empty places:
-to touch them is to crash, and nothing does, because no page-table entry names them.
+to touch them is to crash, and nothing does, because no page-table entry names them. Where something has been, there is
+memory that nobody else sees: a guest written in Python may have kept a view of it.
 
 Only `create`, `from_fd`, `place`, `clear` and `close` change the object itself; its owner's thread calls them.
 """
@@ -182,9 +183,9 @@ class GuestMemory:
         return self.bytes[at : at + size]
 
     def clear(self, first: int, frames: int) -> None:
-        """Have nothing there again."""
+        """Take that away again; who still looks there sees zeros."""
         at, size = self._place(first, frames)
-        _mapped(_libc.mmap(self._start + at, size, 0, _NOTHING | _MAP_FIXED, -1, 0))
+        _mapped(_libc.mmap(self._start + at, size, _READ_WRITE, _NOTHING | _MAP_FIXED, -1, 0))
 
     def _place(self, first: int, frames: int) -> tuple[int, int]:
         """Offset and bytes of a piece of the room."""
