@@ -17,7 +17,6 @@ from xen_py.abi.grant_table import GnttabOp, GrantStatus
 from xen_py.abi.xen import DOMID_SELF, HYPERVISOR_VIRT_END, Hypercall
 from xen_py.domain import Domain
 from xen_py.grants import GrantError
-from xen_py.memory import GRANT_FRAMES
 from xen_py.types import Errno, XenError
 from xen_py.vcpu import Vcpu
 
@@ -66,7 +65,7 @@ def _setup_table(d: Domain, at: int) -> int:
     owner, frames, _status, list_at = abi.setup_table.unpack(d.access.read(at, abi.setup_table.size))
     _check_list(list_at)
     status = status_of(d, owner)
-    if status == GrantStatus.OKAY and frames > GRANT_FRAMES:
+    if status == GrantStatus.OKAY and frames > d.grants.max_frames:
         status = GrantStatus.GENERAL_ERROR
     if status == GrantStatus.OKAY:
         d.grants.grow(frames)
@@ -84,7 +83,7 @@ def _query_size(d: Domain, at: int) -> int:
     owner, now, limit, _status = abi.query_size.unpack(d.access.read(at, abi.query_size.size))
     status = status_of(d, owner)
     if status == GrantStatus.OKAY:
-        now, limit = d.grants.nr_frames, GRANT_FRAMES
+        now, limit = d.grants.nr_frames, d.grants.max_frames
     d.access.write(at, abi.query_size.pack(owner, now, limit, status))
     return 0
 

@@ -92,8 +92,8 @@ class Domain:
         engine.map(spec.memory.mfn_base << 12, memory.own)
         self.space = HypervisorSpace(self.frames, memory, engine, spec.vcpus)
         self.pages = PageTables(self.frames, memory.words, self.space, engine.flush_tlb, self._frame_freed)
-        self.grants = GrantTable(spec.domid, memory, self.pages)
-        self.maptrack = Maptrack()
+        self.grants = GrantTable(spec.domid, memory, self.pages, spec.max_grant_frames)
+        self.maptrack = Maptrack(spec.max_maptrack_frames)
         self.foreign = ForeignMemory(memory, engine, link.others)
         at = spec.memory.index(spec.memory.shared_info_mfn) << 12
         self.shared_info = memory.bytes[at : at + 4096]

@@ -64,8 +64,12 @@ class ActiveEntry:
 class GrantTable:
     """The grant table of one domain. See the module."""
 
-    def __init__(self, domid: DomId, memory: GuestMemory, pages: PageTables) -> None:
+    def __init__(
+        self, domid: DomId, memory: GuestMemory, pages: PageTables, max_frames: int = GRANT_FRAMES
+    ) -> None:
         self.domid = domid
+        self.max_frames = max_frames
+        """What the guest may set up; at most GRANT_FRAMES."""
         self.nr_frames = INITIAL_FRAMES
         self.active: dict[int, ActiveEntry] = {}
         self.memory = memory
@@ -81,7 +85,7 @@ class GrantTable:
         return self.nr_frames * ENTRIES_PER_FRAME
 
     def grow(self, frames: int) -> None:
-        """Have at least that many frames; they are there, and zero. At most GRANT_FRAMES."""
+        """Have at least that many frames; they are there, and zero. At most `max_frames`."""
         self.nr_frames = max(self.nr_frames, frames)
 
     def entry(self, ref: int) -> tuple[int, int, int]:
@@ -247,7 +251,7 @@ class GrantTable:
         granted = sorted((domid, readonly, *sums) for (domid, readonly), sums in most[:rows])
         return {
             "frames": self.nr_frames,
-            "max_frames": GRANT_FRAMES,
+            "max_frames": self.max_frames,
             "in_use": len(self.active),
             "revoked": revoked,
             "pinned": pinned,

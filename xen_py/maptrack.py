@@ -60,7 +60,7 @@ class Maptrack:
         self._free.append(handle)
 
     def statistics(self) -> dict[str, int]:
-        return {"maptrack_frames": self.frames, "mappings": len(self._mappings)}
+        return {"maptrack_frames": self.frames, "max_maptrack_frames": self.max_frames, "mappings": len(self._mappings)}
 
     def save(self) -> dict[str, Any]:
         mappings = [(handle, m.domid, m.ref, m.flags, m.index) for handle, m in self._mappings.items()]

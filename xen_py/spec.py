@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from xen_py.abi.xen import ShutdownReason
-from xen_py.memory import MemoryGeometry
+from xen_py.maptrack import MAX_FRAMES
+from xen_py.memory import GRANT_FRAMES, MemoryGeometry
 from xen_py.start import StartState
 from xen_py.types import DomId, Mfn, Port
 
@@ -57,6 +58,8 @@ class DomainSpec:
     console_mfn: Mfn
     program: Program | None = None
     """What runs in place of instructions."""
+    max_grant_frames: int = GRANT_FRAMES
+    max_maptrack_frames: int = MAX_FRAMES
 
     def to_plain(self) -> dict[str, Any]:
         plain = dict(vars(self))

@@ -251,7 +251,10 @@ def _is_usage(usage: Any) -> bool:
     """What `GrantTable.usage` can have said."""
     if not isinstance(usage, dict):
         return False
-    numbers = ("frames", "max_frames", "in_use", "revoked", "unlisted", "maptrack_frames", "mappings")
+    numbers = (
+        "frames", "max_frames", "in_use", "revoked", "unlisted",
+        "maptrack_frames", "max_maptrack_frames", "mappings",
+    )
     return (
         all(type(usage.get(key)) is int for key in numbers)
         and _are_rows(usage.get("pinned"), 7)

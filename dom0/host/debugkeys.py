@@ -14,7 +14,6 @@ from typing import Any
 import trio
 
 from dom0.backend.grants import GuestGone, GuestGrants
-from xen_py.maptrack import MAX_FRAMES
 from xen_py.types import DomId
 
 PATIENCE = 5
@@ -64,7 +63,7 @@ def grant_table_lines(domid: int, usage: dict[str, Any]) -> list[str]:
         "[ref] localdom mfn      pin          localdom gmfn     flags",
         f"grant-table for remote d{domid} (v1)",
         f"  {usage['frames']} frames ({usage['max_frames']} max), "
-        f"{usage['maptrack_frames']} maptrack frames ({MAX_FRAMES} max)",
+        f"{usage['maptrack_frames']} maptrack frames ({usage['max_maptrack_frames']} max)",
     ]
     for ref, user, mfn, pin, grantee, frame, flags in usage["pinned"]:
         lines.append(f"[0x{ref:03x}]  {user:5d} 0x{mfn:05x} 0x{pin:08x}      {grantee:5d} 0x{frame:06x} 0x{flags:02x}")

@@ -18,6 +18,7 @@ from pathlib import Path
 import trio
 
 from dom0.backend.console import Console, ConsoleLog, open_listener
+from dom0.backend.grants import GuestGone, GuestGrants, PinnedFrame
 from dom0.host.foreign import ForeignGrants
 from dom0.host.hosted import HostedVm
 from dom0.host.spawn import Spawner
@@ -28,17 +29,21 @@ from dom0.toolstack.building import Progress
 from dom0.toolstack.devices import Devices, NewDevice
 from dom0.toolstack.dmesg import MessageBuffer
 from dom0.toolstack.domain import GuestDomain
+from xen_py.abi.grant_table import RESERVED_CONSOLE, RESERVED_XENSTORE
 from xen_py.clock import Clock
 from xen_py.io.console import ConsoleRing
 from xen_py.link import HostLink
-from xen_py.memory import GuestMemory, MemoryGeometry
+from xen_py.maptrack import MAX_FRAMES
+from xen_py.memory import GRANT_FRAMES, GuestMemory, MemoryGeometry
 from xen_py.spec import DomainSpec, Program
-from xen_py.types import DomId, Mfn, Port, XenError
+from xen_py.types import DomId, GrantRef, Mfn, Port, XenError
 from xenstore.daemon import Daemon
 from xenstore.local import LocalClient
 
 DEFAULT_MAX_PORT = 1023
 """The highest event channel port of a domain whose configuration names none."""
+RELEASE_SECONDS = 10
+"""How long backends may take to let go of a dead guest's grants. One that never does costs memory, no more."""
 
 
 class Assembler:
@@ -102,6 +107,8 @@ class Assembler:
             built.store_mfn,
             built.console_mfn,
             Program.parse(config.kernel, config.program_path),
+            GRANT_FRAMES if config.max_grant_frames is None else config.max_grant_frames,
+            MAX_FRAMES if config.max_maptrack_frames is None else config.max_maptrack_frames,
         )
         self._open_console(guest, memory, console_port, built.console_mfn)
         over, death = partial(on_over, guest), partial(on_death, guest)
@@ -109,6 +116,7 @@ class Assembler:
             await self._start_vm(guest, HostedVm(spec, memory, self._services(guest), self._clock, over, death))
         else:
             await self._start_vm(guest, Vm(spec, memory, self._services(guest), self._foreign, over, death))
+        await self._pin_rings(guest, memory, spec)
         stored = storetree.StoredDomain(
             domid=domid,
             name=guest.name,
@@ -173,6 +181,21 @@ class Assembler:
         self._switchboard.connect(guest.domid, vm.deliver)
         await self._nursery.start(vm.run, self._spawner)
 
+    async def _pin_rings(self, guest: GuestDomain, memory: GuestMemory, spec: DomainSpec) -> None:
+        """Hold the pages of console and store by their grants, as xenconsoled and xenstored do, while they are served.
+
+        Whatever the guest does, they become no page tables while dom0 writes into them.
+        """
+        assert guest.vm is not None
+        grants = guest.ring_grants = GuestGrants(guest.domid, memory, guest.vm.order)
+        wanted = {RESERVED_CONSOLE: spec.console_mfn, RESERVED_XENSTORE: spec.store_mfn}
+        for ref, pin in zip(wanted, await grants.pin([(GrantRef(ref), False) for ref in wanted]), strict=True):
+            if not isinstance(pin, PinnedFrame):
+                raise GuestGone(f"the page of reserved grant {ref} cannot be had: {pin.name.lower()}")
+            guest.ring_pins.append(pin)
+            if pin.index != memory.geometry.index(wanted[ref]):
+                raise GuestGone(f"reserved grant {ref} is of another page than the guest was given")
+
     def _introduce(self, guest: GuestDomain, memory: GuestMemory, port: Port, mfn: Mfn) -> None:
         def serve() -> None:
             if guest.store is not None:
@@ -202,7 +225,14 @@ class Assembler:
         for operation in storetree.gone(guest.domid, guest.uuid):
             storetree.apply(self._client, [operation])
         if guest.vm is not None:
-            await guest.vm.grants.released()
+            with trio.move_on_after(RELEASE_SECONDS):
+                await guest.vm.grants.released()
+            if held := guest.vm.grants.statistics().pinned:
+                text = f"d{guest.domid}: its memory stays: backends have {held} of its grants in use"
+                self._messages.hypervisor(text)
+        if guest.ring_grants is not None:
+            await guest.ring_grants.unpin(guest.ring_pins)
+            guest.ring_pins.clear()
         self.release_memory(guest)
         self._daemon.release(guest.domid)
         for port in guest.ports:
@@ -219,6 +249,8 @@ class Assembler:
         if guest.store is not None:
             guest.store.close()
             guest.store = None
+        for pin in guest.ring_pins:
+            pin.data.release()
         guest.memory.close()
         guest.memory = None
         for user, count in self._foreign.users(guest.domid).items():

@@ -14,6 +14,7 @@ import attrs
 import trio
 
 from dom0.backend.console import Console
+from dom0.backend.grants import GuestGrants, PinnedFrame
 from dom0.host.hosted import HostedVm
 from dom0.host.switchboard import Dom0Port
 from dom0.host.vm import Vm
@@ -63,6 +64,9 @@ class GuestDomain:
     """The task that takes the console's clients; `served` says that it has ended."""
     served: trio.Event = attrs.field(factory=trio.Event)
     store: RingConnection | None = None
+    ring_grants: GuestGrants | None = None
+    ring_pins: list[PinnedFrame] = attrs.field(factory=list)
+    """The pages of console and store."""
     ports: list[Dom0Port] = attrs.field(factory=list)
     build_log: tuple[str, ...] = ()
     shut_down: trio.Event = attrs.field(factory=trio.Event)

@@ -19,7 +19,7 @@ from typing import Any
 import attrs
 import trio
 
-from dom0.backend.grants import GuestGrants
+from dom0.backend.grants import GuestGone, GuestGrants
 from dom0.backend.manager import BackendManager
 from dom0.builder.errors import BuildError
 from dom0.host.foreign import ForeignGrants
@@ -38,6 +38,9 @@ from dom0.toolstack.dmesg import MessageBuffer
 from dom0.toolstack.domain import GuestDomain, ToolstackError
 from xen_py.abi.xen import ShutdownReason
 from xen_py.clock import Clock
+from xen_py.grants import INITIAL_FRAMES
+from xen_py.maptrack import MAX_FRAMES
+from xen_py.memory import GRANT_FRAMES
 from xen_py.trace import Tracer
 from xen_py.types import DomId
 from xenstore.daemon import Daemon
@@ -58,6 +61,7 @@ _USERS_TO_MEND = (
     VmStuck,
     DeviceError,
     RuntimeMissing,
+    GuestGone,
     OSError,
     ValueError,
     XenstoreError,
@@ -71,6 +75,12 @@ _ACTIONS = {
     ShutdownReason.WATCHDOG: "on_watchdog",
     ShutdownReason.SOFT_RESET: "on_soft_reset",
 }
+_GRANT_LIMITS = (
+    ("max_grant_frames", INITIAL_FRAMES, GRANT_FRAMES),
+    ("max_maptrack_frames", 0, MAX_FRAMES),
+    ("max_grant_version", 1, 1),
+)
+"""Keys of a configuration, with the least and the most that there is."""
 _RESTARTS = (ShutdownAction.RESTART, ShutdownAction.RENAME_RESTART, ShutdownAction.COREDUMP_RESTART)
 
 
@@ -196,6 +206,11 @@ class Toolstack:
             action: ShutdownAction = getattr(config, key)
             if action in (ShutdownAction.COREDUMP_DESTROY, ShutdownAction.COREDUMP_RESTART):
                 raise ToolstackError(f'{key}="{action.value}" is not supported yet', code=EXIT_FAILED)
+        for key, low, high in _GRANT_LIMITS:
+            value: int | None = getattr(config, key)
+            if value is not None and not low <= value <= high:
+                had = f"{low} to {high}" if low < high else f"{high} only"
+                raise ToolstackError(f"{key}={value}: a guest of this host can have {had}", code=EXIT_FAILED)
 
     def _next_domid(self) -> DomId:
         for _ in range(LAST_DOMID):

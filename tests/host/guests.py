@@ -40,6 +40,20 @@ def hello(name: str = "hello", **fields: Any) -> DomainConfig:
     return DomainConfig(**({"name": name, "kernel": str(HELLO), "memory_kb": 16 * 1024} | fields))
 
 
+class Reserved:
+    """A grant table with nothing in it but the toolstack's own entries."""
+
+    def __init__(self, spec: DomainSpec) -> None:
+        self._frames = [spec.memory.index(mfn) for mfn in (spec.console_mfn, spec.store_mfn)]
+
+    def pin(self, ref: int, _domid: int, *, readonly: bool) -> int:
+        assert not readonly
+        return self._frames[ref]
+
+    def unpin(self, ref: int, _domid: int, *, readonly: bool) -> None:
+        assert ref < len(self._frames) and not readonly
+
+
 Script = Callable[["ScriptedDomain"], Iterator[Step]]
 
 
@@ -55,6 +69,7 @@ class ScriptedDomain:
         self.delivered: list[Port] = []
         self.thread = threading.current_thread()
         self.closed = False
+        self.grants: Any = Reserved(spec)
         self._steps = script(self)
 
     def step(self) -> Step:
