@@ -11,8 +11,10 @@ Plain data. A tracer belongs to one thread.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from xen_py.abi.commands import command_name
@@ -32,6 +34,12 @@ class Record(NamedTuple):
     """One of KINDS."""
     name: str
     fields: dict[str, Any]
+
+    def concerns(self, domid: int) -> bool:
+        """Whether it is about that domain: its own doing, an event for it, or what others do with what is its own."""
+        if domid in (self.domid, self.fields.get("to"), self.fields.get("domain")):
+            return True
+        return self.kind == "store" and bool(_path_of(domid).search(str(self.fields.get("request", ""))))
 
     def to_json(self) -> str:
         """One line, the same for the same record everywhere."""
@@ -106,6 +114,12 @@ def traced_hypercalls(tracer: Tracer, dispatch: Callable[..., int]) -> Callable[
         return result
 
     return hypercall
+
+
+@lru_cache(maxsize=16)
+def _path_of(domid: int) -> re.Pattern[str]:
+    """What the paths of a domain's nodes have in them: its own, and those of its devices' backends."""
+    return re.compile(rf"/local/domain/{domid}(/|$| )|/backend/[^/ ]+/{domid}(/|$| )")
 
 
 def _text(value: object) -> str:

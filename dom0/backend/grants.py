@@ -28,6 +28,7 @@ import trio
 from dom0.host.grantorders import MOST_PINS, USAGE_ROWS
 from xen_py.abi.grant_table import GrantStatus
 from xen_py.memory import GuestMemory
+from xen_py.trace import Tracer
 from xen_py.types import PAGE_SHIFT, PAGE_SIZE, DomId, GrantRef
 
 
@@ -82,6 +83,8 @@ class GuestGrants:
         self._turn = trio.Lock()
         self._empty = trio.lowlevel.ParkingLot()
         self._statistics = GrantStatistics()
+        self.tracer: Tracer | None = None
+        """Is told of pins and of what was written, while somebody looks."""
 
     async def pin(self, wants: Sequence[tuple[GrantRef, bool]]) -> list[PinnedFrame | GrantStatus]:
         """Pin each (reference, read-only): the frame, or why not, in the same order. GuestGone when the guest is.
@@ -122,6 +125,10 @@ class GuestGrants:
             self._statistics.pins += 1
             self._statistics.pinned += 1
         self._statistics.batches += 1
+        if self.tracer is not None:
+            refs = [ref for ref, _ in batch]
+            refused = {str(ref): GrantStatus(n).name.lower() for ref, n in zip(refs, results, strict=True) if n < 0}
+            self.tracer.record(0, "grant", "pin", domain=self.domid, refs=refs, refused=refused)
         return found
 
     async def unpin(self, frames: Iterable[PinnedFrame]) -> None:
@@ -151,6 +158,9 @@ class GuestGrants:
         written = [frame.index for frame in frames if frame.written]
         for frame in frames:
             frame.written = False
+        if self.tracer is not None:
+            what = "unpin" if unpin else "announce"
+            self.tracer.record(0, "grant", what, domain=self.domid, refs=[ref for ref, _ in pins], written=written)
         try:
             async with self._turn:
                 await self._order("unpin", pins, written, check=lambda result: result is None)

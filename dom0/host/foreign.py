@@ -28,6 +28,7 @@ from dom0.backend.grants import GuestGone
 from xen_py.abi.grant_table import ENTRIES_PER_FRAME, GrantStatus, MapFlag
 from xen_py.grants import INITIAL_FRAMES, GrantError
 from xen_py.memory import GuestMemory
+from xen_py.trace import Tracer
 from xen_py.types import PAGE_SIZE, DomId, GrantRef
 
 PATIENCE = 10
@@ -59,6 +60,8 @@ class ForeignGrants:
         self._held: dict[DomId, Counter[tuple[DomId, GrantRef, int]]] = {}
         """For each user: of whom, which reference, GNTMAP_* of one kind; how often."""
         self._counters: Counter[str] = Counter()
+        self.tracer: Tracer | None = None
+        """Is told of what guests do with each other's grants, while somebody looks."""
 
     # what a guest elsewhere asks; statuses come back as negative numbers, as its link carries them
 
@@ -82,6 +85,7 @@ class ForeignGrants:
         if there is None:
             return int(_nobody(owner, ref))
         self._counters["reads"] += 1
+        self._record("read", user, owner, ref, offset=offset, length=length)
         result: bytes | int = await self._ask(there, "read", user, ref, offset, length, check=_bytes_of(length))
         return result
 
@@ -91,6 +95,7 @@ class ForeignGrants:
         if there is None:
             return int(_nobody(owner, ref))
         self._counters["writes"] += 1
+        self._record("write", user, owner, ref, offset=offset, length=len(data))
         return int(await self._ask(there, "write", user, ref, offset, data, check=_is_status))
 
     def memory(self, user: DomId, owner: DomId) -> GuestMemory | None:
@@ -132,6 +137,7 @@ class ForeignGrants:
     # ---- the books ----
 
     def _mapped(self, user: DomId, owner: DomId, ref: GrantRef, flags: int, result: int) -> int:
+        self._record("map", user, owner, ref, flags=flags, result=result)
         if result < 0:
             self._counters["refused"] += 1
             return result
@@ -152,6 +158,11 @@ class ForeignGrants:
                 del held[owner, ref, kind]
         if not held:
             del self._held[user]
+        self._record("unmap", user, owner, ref, flags=flags)
+
+    def _record(self, what: str, user: DomId, owner: DomId, ref: GrantRef, **fields: int) -> None:
+        if self.tracer is not None:
+            self.tracer.record(user, "grant", what, domain=owner, ref=ref, **fields)
 
     async def _ask(
         self, there: Owner, kind: str, *args: Any, check: Callable[[Any], bool], late: bool = False
@@ -208,6 +219,7 @@ class Now:
 
     def read(self, owner: DomId, ref: GrantRef, offset: int, length: int) -> bytes:
         there = self._there(owner, ref)
+        self._foreign._record("read", self._user, owner, ref, offset=offset, length=length)
         result = self._order(there, "read", self._user, ref, offset, length, check=_bytes_of(length))
         if isinstance(result, bytes):
             return result
@@ -215,6 +227,7 @@ class Now:
 
     def write(self, owner: DomId, ref: GrantRef, offset: int, data: bytes) -> None:
         there = self._there(owner, ref)
+        self._foreign._record("write", self._user, owner, ref, offset=offset, length=len(data))
         self._accepted(self._order(there, "write", self._user, ref, offset, data, check=_is_status), owner, ref)
 
     def _there(self, owner: DomId, ref: GrantRef) -> Owner:

@@ -141,6 +141,7 @@ class HostedVm:
 
     async def trace(self, tracer: Tracer | None) -> None:
         """Have what the domain does recorded there; None ends it."""
+        self.grants.tracer = tracer
         if self._domain is not None:
             self._domain.trace(tracer)
 

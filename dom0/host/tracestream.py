@@ -39,8 +39,7 @@ class TraceStream:
             await self._machine.trace.remove(self._put)
 
     def _put(self, record: Record) -> None:
-        # an event concerns who gets it, too
-        if record.kind not in self._kinds or self._domid not in (None, record.domid, record.fields.get("to")):
+        if record.kind not in self._kinds or not (self._domid is None or record.concerns(self._domid)):
             return
         if len(self._waiting) >= MOST_WAITING:
             self._lost += 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from xen_py.drive.half import step_fields
 from xen_py.evtchn import Delivery
 from xen_py.io.xenbus import Action, Event, State
 from xen_py.trace import Sink, Tracer
@@ -98,20 +99,13 @@ class MachineTrace:
         """A backend is there, or has just come."""
 
         def act(ours: State, theirs: State, event: Event, action: Action) -> None:
-            self.tracer.record(
-                0,
-                "xenbus",
-                backend.name,
-                ours=ours.name.lower(),
-                theirs=theirs.name.lower(),
-                event=event.name.lower(),
-                do=action.do.name.lower(),
-                to=action.switch_to.name.lower() if action.switch_to is not None else "",
-            )
+            fields = step_fields(ours, theirs, event, action)
+            self.tracer.record(0, "xenbus", backend.name, domain=backend.frontend.domid, **fields)
 
         def slot(what: str, ring: str, values: Any) -> None:
             fields = values._asdict() if hasattr(values, "_asdict") else {"slot": values}
-            self.tracer.record(0, "ring", f"{ring} {what}", device=backend.name, **fields)
+            about = {"device": backend.name, **fields, "domain": backend.frontend.domid}
+            self.tracer.record(0, "ring", f"{ring} {what}", **about)
 
         backend.observe = act
         backend.observe_rings(slot)

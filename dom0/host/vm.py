@@ -335,7 +335,7 @@ class Vm:
 
     async def trace(self, tracer: Tracer | None) -> None:
         """Have what the domain does recorded there, as far as the records keep up; None ends it."""
-        self._tracer = tracer
+        self._tracer = self.grants.tracer = tracer
         with suppress(GuestGone):
             await self.order("trace", tracer is not None, check=lambda result: result is None)
 

@@ -142,7 +142,7 @@ class Toolstack:
 
     async def trace(self, tracer: Tracer | None) -> None:
         """Have what every guest does recorded there, those to come too; None ends it."""
-        self._tracer = tracer
+        self._tracer = self.foreign.tracer = tracer
         for guest in list(self.domains.values()):
             if guest.vm is not None and guest.building is None:
                 await guest.vm.trace(tracer)

@@ -15,7 +15,12 @@ from xen_py.trace import Record
 def line(record: Record, began_ns: int) -> str:
     """One readable line; the time is in seconds since the trace began."""
     seconds = (record.time_ns - began_ns) / 1e9
-    return f"{seconds:12.6f}  d{record.domid:<3} {record.kind:<9} {_said(record)}"
+    return f"{seconds:12.6f}  d{record.domid:<3} {record.kind:<9} {_printable(_said(record))}"
+
+
+def _printable(text: str) -> str:
+    """What guests wrote must not work the terminal that it is shown on."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _said(record: Record) -> str:

@@ -28,10 +28,10 @@ from domU.events import GuestPort
 from domU.grants import NoGrants
 from domU.kernel import OutOfMemory, Page
 from xen_py.drive.bus import Nodes
-from xen_py.drive.half import DeviceFailed, Half
+from xen_py.drive.half import DeviceFailed, Half, step_fields
 from xen_py.drive.queue import FrontQueue
 from xen_py.io.ring import FrontRing, RingKind
-from xen_py.io.xenbus import Event, Side, State
+from xen_py.io.xenbus import Action, Event, Side, State
 from xen_py.types import DomId, GrantRef, XenError
 
 if TYPE_CHECKING:
@@ -62,9 +62,15 @@ class Frontend(Half):
         self._closers: list[Callable[[], None]] = []
         self._changed = trio.lowlevel.ParkingLot()
         self.on_change = self._wake
+        self.observe = self._record
 
     def _wake(self) -> None:
         self._changed.unpark_all()
+
+    def _record(self, ours: State, theirs: State, event: Event, action: Action) -> None:
+        tracer = self.guest.kernel.domain.tracer
+        if tracer is not None:
+            tracer.record(self.guest.domid, "xenbus", self.name, **step_fields(ours, theirs, event, action))
 
     @property
     def queue(self) -> FrontQueue:

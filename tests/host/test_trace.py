@@ -7,11 +7,14 @@ import json
 
 import pytest
 import trio
+from echo_device.backend import EchoBackend
+from echo_device.frontend import EchoFrontend
 
 import native_build
 from dom0.host.looptrace import LoopTrace
 from dom0.host.machine import open_machine
 from dom0.host.tracestream import MOST_WAITING, TraceStream
+from dom0.kit.guests import inside
 from dom0.toolstack.config import DomainConfig
 from dom0.xl.traceform import Perfetto, line
 from xen_py.clock import VirtualClock
@@ -106,6 +109,7 @@ RECORDS = [
     Record(3_000_000, 1, "event", "send", {"port": 3, "to": 0, "to_port": 9}),
     Record(3_500_000, 1, "store", "read", {"request": "name", "reply": "x", "connection": 2}),
     Record(4_000_000, 0, "ring", "echo request", {"device": "d1 echo 0", "id": 1, "data": b"hi\0\0"}),
+    Record(4_500_000, 0, "grant", "pin", {"domain": 1, "refs": [8, 9], "refused": {}}),
     Record(5_000_000, 0, "xenbus", "d1 echo 0",
            {"ours": "init_wait", "theirs": "initialised", "event": "wanted", "do": "connect", "to": "connected"}),
 ]  # fmt: skip
@@ -117,8 +121,52 @@ def test_lines_for_people() -> None:
         "    0.002000  d1   event     port 3 -> d0 port 9",
         "    0.002500  d1   store     read name -> x",
         "    0.003000  d0   ring      echo request device=d1 echo 0 id=1 data='hi'",
+        "    0.003500  d0   grant     pin domain=1 refs=[8, 9] refused={}",
         "    0.004000  d0   xenbus    d1 echo 0: init_wait/initialised wanted: connect -> connected",
     ]
+
+
+def test_a_line_does_not_work_the_terminal() -> None:
+    """Whatever a guest writes into the store: escape sequences and line ends are shown, not sent."""
+    record = Record(0, 1, "store", "write", {"request": "data/x \x1b[2J\r\n\u202e\x9b", "connection": 1})
+    assert line(record, 0).endswith("write data/x \\x1b[2J\\r\\n\\u202e\\x9b")
+
+
+@pytest.mark.parametrize(
+    ("record", "concerned"),
+    [
+        (Record(0, 5, "hypercall", "x", {}), True),
+        (Record(0, 0, "event", "send", {"to": 5}), True),
+        (Record(0, 0, "grant", "pin", {"domain": 5}), True),
+        (Record(0, 0, "grant", "pin", {"domain": 6}), False),
+        (Record(0, 0, "store", "write", {"request": "/local/domain/5/device/vbd/1 x"}), True),
+        (Record(0, 0, "store", "rm", {"request": "/local/domain/5"}), True),
+        (Record(0, 0, "store", "write", {"request": "/local/domain/0/backend/vbd/5/51712/state 4"}), True),
+        (Record(0, 0, "store", "write", {"request": "/local/domain/55/name x"}), False),
+        (Record(0, 0, "store", "write", {"request": "/local/domain/0/backend/vbd/55/5/state 4"}), False),
+    ],
+)
+def test_what_concerns_a_domain(record: Record, concerned: bool) -> None:
+    assert record.concerns(5) == concerned
+
+
+async def test_a_device_is_seen_from_both_sides() -> None:
+    """Both halves' steps, the pins of the ring, the requests: all with the domain that they are about."""
+    with trio.fail_after(60):
+        async with open_machine() as machine:
+            machine.backends.register(EchoBackend)
+            seen: list[Record] = []
+            await machine.trace.add(seen.append)
+            async with inside(machine, "type=echo") as guest, guest.device(EchoFrontend) as echo:
+                await echo.wait_connected()
+                assert await echo.say(b"hi") == b"hi"
+                domid = guest.domid
+            await machine.trace.remove(seen.append)
+            steps = {(record.domid, record.fields["do"]) for record in seen if record.kind == "xenbus"}
+            assert {(0, "connect"), (domid, "publish"), (domid, "connect")} <= steps
+            assert {record.kind for record in seen} >= set(KINDS) - {"domain"}
+            assert {"pin", "unpin"} <= {record.name for record in seen if record.kind == "grant"}
+            assert all(record.concerns(domid) for record in seen if record.kind in ("grant", "ring", "xenbus"))
 
 
 def test_a_file_for_perfetto() -> None:

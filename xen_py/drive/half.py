@@ -44,6 +44,17 @@ class DeviceFailed(Exception):
     """A step or a request cannot be done; the text goes to `error/` and to the log."""
 
 
+def step_fields(ours: State, theirs: State, event: Event, action: Action) -> dict[str, str]:
+    """A step of the handshake as fields of a trace's record."""
+    return {
+        "ours": ours.name.lower(),
+        "theirs": theirs.name.lower(),
+        "event": event.name.lower(),
+        "do": action.do.name.lower(),
+        "to": action.switch_to.name.lower() if action.switch_to is not None else "",
+    }
+
+
 class Half(ABC):
     """A device's half from its start to its end. See the module."""
 
