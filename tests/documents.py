@@ -41,19 +41,22 @@ def commands(page: str) -> list[tuple[str, str]]:
     return found
 
 
-def carry_out(page: Path, folder: Path, *paths: Path, variables: dict[str, str] | None = None) -> None:
-    """Follow the page in `folder`, with our commands in PATH, `paths` among Python's, and more variables."""
+def carry_out(page: Path, folder: Path, *paths: Path) -> None:
+    """Follow the page in `folder`, with our commands in PATH and `paths` among Python's."""
+    environment = {
+        "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]]),
+        "PYTHONPATH": os.pathsep.join(map(os.fspath, (native_build.ROOT, *paths))),
+    }
+    follow(page, folder, environment)
+
+
+def follow(page: Path, folder: Path, variables: dict[str, str]) -> None:
+    """Write the page's files into `folder`, run its commands there with these variables, compare what they print."""
     text = page.read_text()
     for name, content in listings(text).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content)
-    environment = os.environ | {
-        "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]]),
-        "PYTHONPATH": os.pathsep.join(map(os.fspath, (native_build.ROOT, *paths))),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "COLUMNS": "100",
-        **(variables or {}),
-    }
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "100"} | variables
     checker = doctest.OutputChecker()
     for command, wanted in commands(text):
         done = subprocess.run(

@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import native_build
-from tests.documents import carry_out, listings
+from tests.documents import follow, listings
 
 PAGE = native_build.ROOT / "docs" / "write-a-driver.md"
 EXAMPLE = native_build.ROOT / "examples" / "echo_device"
@@ -25,9 +29,20 @@ def test_the_example_is_short() -> None:
 
 
 def test_a_newcomer_gets_there(tmp_path: Path) -> None:
-    folder, site, rundir = (tmp_path / name for name in ("work", "site", "run"))
-    folder.mkdir()
+    """From an empty folder: with nothing of this environment but its Python, and xen-py as pip installs it."""
+    folder, rundir, copy = (tmp_path / name for name in ("work", "run", "xen-py"))
+    for made in (folder, copy):
+        made.mkdir()
     rundir.mkdir(mode=0o700)
-    # what pip installs goes to a place of its own: the environment of the tests stays what it is
-    variables = {"PIP_TARGET": str(site), "XENPY_RUNDIR": str(rundir)}
-    carry_out(PAGE, folder, site, variables=variables)
+    for name in subprocess.check_output(["git", "ls-files"], cwd=native_build.ROOT, text=True).splitlines():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(native_build.ROOT / name, copy / name)
+    path = [folder / "env" / "bin", Path(sys.executable).parent, os.environ["PATH"]]
+    variables = {
+        "PATH": os.pathsep.join(map(str, path)),  # as after `. env/bin/activate`: each command has a shell of its own
+        "PYTHONPATH": "",
+        "PIP_QUIET": "2",  # no warnings either: an index may have some
+        "XEN_PY": str(copy),
+        "XENPY_RUNDIR": str(rundir),
+    }
+    follow(PAGE, folder, variables)
