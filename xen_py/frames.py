@@ -42,6 +42,8 @@ class FrameFlag:
     """The domain still holds the reference that being allocated is (it has not released the frame)."""
     CODE_SEEN = 16
     """Was mapped executable at some time, so translated code of it may exist."""
+    UNWATCHED = 64
+    """The emulator stores through its one executable mapping without looking for translated code (native/stores.c)."""
 
 
 class FrameTable:

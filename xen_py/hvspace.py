@@ -177,8 +177,13 @@ class HypervisorSpace:
     # the frame with what it was while it was executable.
 
     def code_mapped(self, index: int) -> None:
-        """The frame's first executable mapping is about to be made."""
+        """The frame's first executable mapping is about to be made, or another one while stores are not watched."""
         flags = self._frames.flags
+        if flags[index] & FrameFlag.UNWATCHED:
+            flags[index] &= ~FrameFlag.UNWATCHED
+            self._engine.flush_tlb()
+            if self._frames.code_maps[index]:
+                return
         present = self._sum(index)
         if not flags[index] & FrameFlag.CODE_SEEN:
             flags[index] |= FrameFlag.CODE_SEEN

@@ -195,7 +195,7 @@ class PageTables:
                 raise XenError(Errno.EBUSY, f"MFN {mfn:#x} is in use as type {f.types[i]} and cannot be writable")
         if not entry & NX:
             maps = f.code_maps[i]
-            if maps == 0:
+            if maps == 0 or f.flags[i] & FrameFlag.UNWATCHED:
                 self.space.code_mapped(i)
             f.code_maps[i] = maps + 1
 
@@ -290,7 +290,7 @@ class PageTables:
             if f.code_maps[i] == 0:
                 self.space.code_unmapped(i)
         else:
-            if f.code_maps[i] == 0:
+            if f.code_maps[i] == 0 or f.flags[i] & FrameFlag.UNWATCHED:
                 self.space.code_mapped(i)
             f.code_maps[i] += 1
 

@@ -21,7 +21,7 @@ exec {program}
 """
 
 
-def ext4_disk(path: Path, program: str, megabytes: int = 64, files: dict[str, str] | None = None) -> Path:
+def ext4_disk(path: Path, program: str, megabytes: int = 64, files: dict[str, str | bytes] | None = None) -> Path:
     """A disk with a root file system that runs that program as its init."""
     root = path.with_suffix(".root")
     busybox = images_dir() / "debian" / "busybox"
@@ -31,8 +31,9 @@ def ext4_disk(path: Path, program: str, megabytes: int = 64, files: dict[str, st
     for applet in initramfs.applets(str(busybox)):
         (root / applet).symlink_to("/bin/busybox")
     (root / "sbin" / "init").unlink(missing_ok=True)
-    for name, text in {"sbin/init": INIT.format(program=program), **(files or {})}.items():
-        (root / name).write_text(text)
+    for name, content in {"sbin/init": INIT.format(program=program), **(files or {})}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content if isinstance(content, bytes) else content.encode())
         (root / name).chmod(0o755)
     with open(path, "wb") as file:
         file.truncate(megabytes << 20)

@@ -11,6 +11,7 @@ import pytest
 from tests.core.machine import CODE, DATA, FREE, L1, MAX_PAGES, NX, RW_FLAGS, SYSCALL, USER_VA, VA, Machine
 from xen_py.abi.xen import Hypercall
 from xen_py.engine import ExitKind, R
+from xen_py.frames import FrameFlag
 
 UNMAPPED = VA(MAX_PAGES + 7)
 LOAD, STORE, JUMP = b"\x48\x8b\x07", b"\x48\x89\x07", b"\xff\xe7"  # through %rdi
@@ -291,3 +292,31 @@ def test_code_that_rewrites_itself(machine: Machine) -> None:
     for n in range(11, 15):
         machine.regs[R.RDI] = VA(CODE, 3)
         assert run_at(machine, VA(CODE)) == n
+
+
+def test_stores_to_a_page_that_may_hold_code_are_unwatched_until_it_does(machine: Machine) -> None:
+    flags = machine.domain.frames.flags
+    remap(machine, FREE, FREE, RW_FLAGS & ~NX)
+    for n in range(1, 5):
+        guest_store(machine, VA(FREE), returns(n))
+        guest_store(machine, VA(FREE), returns(n))
+        assert flags[FREE] & FrameFlag.UNWATCHED
+        assert run_at(machine, VA(FREE)) == n
+
+
+def test_code_at_a_second_executable_mapping_of_an_unwatched_page(machine: Machine) -> None:
+    flags = machine.domain.frames.flags
+    remap(machine, FREE, FREE, RW_FLAGS & ~NX)
+    for _ in range(2):
+        guest_store(machine, VA(FREE), returns(1))
+    assert flags[FREE] & FrameFlag.UNWATCHED
+    remap(machine, FREE + 1, FREE, RW_FLAGS & ~NX)
+    assert not flags[FREE] & FrameFlag.UNWATCHED
+    for n in range(2, 6):
+        assert run_at(machine, VA(FREE + 1)) == n - 1
+        guest_store(machine, VA(FREE), returns(n))
+    remap(machine, FREE + 1, FREE + 1, RW_FLAGS)
+    for n in range(6, 10):
+        for _ in range(2):
+            guest_store(machine, VA(FREE), returns(n))
+        assert run_at(machine, VA(FREE)) == n

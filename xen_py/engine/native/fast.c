@@ -28,7 +28,6 @@
 #define FREE_BITS (M_NX | M_AVAIL_HIGH | M_AVAIL | M_GLOBAL | M_DIRTY | M_ACCESSED | M_USER)
 
 enum { TYPE_NONE = 0, TYPE_L1 = 1, TYPE_L4 = 4, TYPE_WRITABLE = 7 };
-enum { FLAG_VALIDATED = 1, FLAG_ALLOCATED = 4 };
 
 enum { F_TF = 0x100, F_IF = 0x200, F_DF = 0x400, F_IOPL = 0x3000, F_NT = 0x4000, F_RF = 0x10000, F_VM = 0x20000,
        F_AC = 0x40000, F_ALL = 0x3f7fd5, F_ARITHMETIC = 0x8d5 };
@@ -290,7 +289,7 @@ static bool set_l1(struct xpy_engine *e, uint64_t at, uint64_t new, bool preserv
             return false;
         if ((new & M_RW) && d->types[i] != TYPE_WRITABLE && d->type_counts[i])
             return false;
-        if (!(new & M_NX) && !d->code_maps[i])
+        if (!(new & M_NX) && (!d->code_maps[i] || d->flags[i] & FLAG_UNWATCHED))
             return false;
     }
     if (old & M_PRESENT) {

@@ -45,6 +45,13 @@ static bool resolve(struct xpy_engine *e, char *why, size_t n)
         {"helper_check_exit_request_x86_64", &e->leave},
         {"tlb_flush_page_x86_64", &e->flush_page},
         {"tlb_flush_by_mmuidx_x86_64", &e->flush_modes},
+        {"helper_ret_stb_mmu_x86_64", &e->store_functions[0]},
+        {"helper_le_stw_mmu_x86_64", &e->store_functions[1]},
+        {"helper_le_stl_mmu_x86_64", &e->store_functions[2]},
+        {"helper_le_stq_mmu_x86_64", &e->store_functions[3]},
+        {"helper_be_stw_mmu_x86_64", &e->store_functions[9]},
+        {"helper_be_stl_mmu_x86_64", &e->store_functions[10]},
+        {"helper_be_stq_mmu_x86_64", &e->store_functions[11]},
     };
 
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
@@ -71,6 +78,7 @@ static bool peek(const void *from, void *to, size_t n)
  * memory that an earlier engine has given back looks the same.
  */
 #define AT_CPU_OBJECT 440
+#define AT_PAGES 736
 #define AT_TRANSLATOR 768
 #define ENGINE_OBJECT_MAX 4096 /* how far into the engine object we look for its flags */
 #define AT_REGISTERS 0x8a50    /* where in the CPU object the register file is */
@@ -114,6 +122,21 @@ static uint8_t *find_no_exit_request(struct xpy_engine *e, size_t cpu_size)
         found = (uint8_t *)e->uc + next_pc + 10;
     }
     return found;
+}
+
+/* The tree of pages with translated code: as wide and deep as the emulator's addresses need. */
+static bool find_pages(struct xpy_engine *e)
+{
+    const struct page_map *m = (const struct page_map *)((char *)e->uc + AT_PAGES);
+    struct page_map copy;
+    void *tables[2];
+
+    if (!peek(m, &copy, sizeof copy) || copy.levels < 0 || copy.levels > 5 || copy.root_size < 2 ||
+        copy.root_size > 1 << 14 || copy.root_shift != (copy.levels + 1) * PAGE_MAP_BITS ||
+        !peek(copy.root, tables, sizeof tables) || !peek(copy.root + copy.root_size - 2, tables, sizeof tables))
+        return false;
+    e->pages = m;
+    return true;
 }
 
 #define AT_PROLOGUE 0x90
@@ -204,6 +227,51 @@ static int find_block(void *key, void *value, void *data)
 #define AT_TSC_OFFSET 5512
 
 #define SCRATCH 0x10000
+
+/*
+ * Stores to pages that may be executed. VA 0x401000 has no code at first: the TLB entry of such a store is watched as
+ * long as there is no frame table, is not when there is one that has a single executable mapping, and is again when
+ * code has been translated; a store to that code takes effect.
+ */
+static bool prove_stores(struct xpy_engine *e, char *mem)
+{
+    uint32_t code_maps[SCRATCH >> 12];
+    uint8_t flags[SCRATCH >> 12] = {0};
+    uint64_t ram_page;
+    struct block *code = NULL;
+    bool good = false;
+
+    for (size_t i = 0; i < sizeof flags; i++)
+        code_maps[i] = 1;
+    memcpy(mem + 0x5000, "\x89\x07\x0f\x05", 4); /* mov %eax,(%rdi) ; syscall */
+    e->uc_ctl(e->uc, UC_CTL_WRITE(UC_CTL_TB_FLUSH, 0));
+    e->r.user = 0;
+    e->r.cr3 = 0;
+    e->tlb_stale = true;
+    for (int step = 0; step < 6; step++) {
+        bool run = step == 3 || step == 5; /* the code that has been stored */
+        e->fast.code_maps = code_maps;
+        e->fast.flags = flags;
+        e->fast.frames = step ? sizeof flags : 0;
+        e->r.gpr[0] = step < 3 ? 0x050f : 0x80cd; /* syscall, then int $0x80 */
+        e->r.gpr[7] = 0x401000;
+        e->r.rip = run ? 0x401000 : 0x400000;
+        if (xpy_run(e) != (step == 5 ? XPY_SOFTINT : XPY_SYSCALL))
+            goto out;
+        struct tlb_entry *entry = xpy_tlb_entry(e, TLB_USED, 0x401000, &ram_page);
+        const struct page_of_code *page = xpy_page_of_code(e, ram_page);
+        bool has_code = page && page->first_block;
+        if (entry->code != 0x401000 || entry->physical != 0x7000 || has_code != run ||
+            entry->write != (0x401000 | (step == 1 || step == 2 ? 0 : TLB_WATCHED)) || !flags[7] != !step)
+            goto out;
+    }
+    xpy_tlb_entry(e, TLB_USED, 0x400000, &ram_page);
+    e->each_block(e->tcg, find_block, &code);
+    good = code && (xpy_page_of_code(e, ram_page)->first_block & ~3ull) == (uint64_t)code;
+out:
+    memset(&e->fast, 0, sizeof e->fast);
+    return good;
+}
 
 bool xpy_prove(struct xpy_engine *e, char *why, size_t n)
 {
@@ -332,6 +400,10 @@ bool xpy_prove(struct xpy_engine *e, char *why, size_t n)
             goto unmap;
         }
     }
+    if (!prove_stores(e, (char *)mem)) {
+        snprintf(why, n, "stores to pages that may be executed are not as they should be");
+        goto unmap;
+    }
     good = true;
 unmap:
     e->uc_mem_unmap(e->uc, 0, SCRATCH);
@@ -418,6 +490,14 @@ bool xpy_find(struct xpy_engine *e, const char *libunicorn, uint32_t translation
     *no_exit_request = 1;
     if (!find_translator(e, translation_buffer)) {
         snprintf(why, n, "the translator's state was not found");
+        return false;
+    }
+    if (!find_pages(e)) {
+        snprintf(why, n, "the translator's pages were not found");
+        return false;
+    }
+    if (!xpy_take_over_stores(e)) {
+        snprintf(why, n, "the functions that store to watched pages were not found");
         return false;
     }
     if (!take_out_block_check(e)) {

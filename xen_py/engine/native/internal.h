@@ -4,7 +4,7 @@
  * its inside, and struct xpy_engine. Everything belongs to the domain's thread unless it is said to be otherwise.
  *
  * find.c finds and proves the private parts, engine.c enters and leaves the guest, stop.c makes it stop, fast.c handles
- * the most frequent exits without leaving.
+ * the most frequent exits without leaving, stores.c makes stores to pages that might hold code cheap.
  */
 #ifndef XPY_INTERNAL_H
 #define XPY_INTERNAL_H
@@ -28,6 +28,8 @@ enum { UC_X86_REG_CR0 = 50, UC_X86_REG_CR3 = 53, UC_X86_REG_CR4 = 54, UC_X86_REG
        UC_X86_REG_CS = 11, UC_X86_REG_RFLAGS = 253 };
 enum { UC_CTL_UC_USE_EXITS = 4, UC_CTL_CPU_MODEL = 7, UC_CTL_TB_REMOVE_CACHE = 9, UC_CTL_TB_FLUSH = 10,
        UC_CTL_TLB_FLUSH = 11, UC_CTL_TCG_BUFFER_SIZE = 13 };
+/* Flags of a frame, as in xen_py/frames.py. */
+enum { FLAG_VALIDATED = 1, FLAG_ALLOCATED = 4, FLAG_UNWATCHED = 64 };
 enum { UC_CPU_X86_EPYC = 35, UC_ERR_INSN_INVALID = 10 };
 #define UC_CTL_WRITE(type, nargs) ((uint32_t)(type) | ((uint32_t)(nargs) << 26) | (1u << 30))
 
@@ -60,12 +62,35 @@ struct cpu_state {
  * always in the user one, so the first, unused one serves to park the TLB of whichever of guest kernel and guest user
  * is not running: changing between the two need not flush anything then.
  */
+struct tlb_entry {
+    uint64_t read, write, code; /* virtual page and flags, or ~0 for what is not allowed */
+    uint64_t physical;
+    uint64_t addend; /* to a virtual address, for the host's */
+    uint64_t padding[3];
+};
+
+struct tlb_ram { /* kept apart from the entry of the same number */
+    uint64_t from_virtual; /* to a virtual page, for the emulator's own number of the page */
+    uint64_t attributes;
+};
+
 struct tlb {
-    uint8_t descriptor[696];
+    uint8_t windows_and_victims[688];
+    struct tlb_ram *ram;
 };
 
 struct tlb_fast {
-    uint64_t mask, table;
+    uint64_t mask; /* of the place in the table: 64 times the number of entries, less 64 */
+    struct tlb_entry *table;
+};
+
+#define TLB_WATCHED 0x400ull /* in `write`: stores go through a function, which looks for translated code */
+
+/* What the translator knows of a page. */
+struct page_of_code {
+    uint64_t first_block;
+    void *bitmap;
+    uint64_t writes;
 };
 
 #define TLB_BEFORE_CPU 2192
@@ -94,6 +119,16 @@ struct block {
     uint64_t jmp_target_arg[2];   /* where in the code the 32-bit displacement of the jump is */
     uint64_t jmp_list_head, jmp_list_next[2], jmp_dest[2];
 };
+
+/* The translator's pages, in the engine object: a tree of 1024-fold tables below a wider root. */
+struct page_map {
+    void **root;
+    uint64_t unused;
+    int32_t root_size, root_shift, levels;
+};
+
+#define PAGE_MAP_BITS 10
+#define STORE_FUNCTIONS 12 /* of the table by size and byte order: 0-3 and 9-11 are used */
 
 #define NO_JUMP 0xffff
 #define CF_INVALID 0x40000u
@@ -165,6 +200,7 @@ struct xpy_engine {
         uint64_t dest;
     } bent[2];
     void *tcg;
+    const struct page_map *pages;
     struct helper_info *block_check;
     uintptr_t code_start, code_end;
     uint64_t budget, blocks; /* counted blocks, only with a block hook */
@@ -192,6 +228,7 @@ struct xpy_engine {
     void (*leave)(uc_engine *, uint32_t);
     void (*flush_page)(void *, uint64_t);
     void (*flush_modes)(void *, uint16_t);
+    void *store_functions[STORE_FUNCTIONS];
 };
 
 /* find.c */
@@ -204,10 +241,16 @@ bool xpy_start_watcher(struct xpy_engine *e);
 void xpy_stop_watcher(struct xpy_engine *e);
 void xpy_enter(struct xpy_engine *e);
 void xpy_leave(struct xpy_engine *e);
+extern __thread struct xpy_engine *volatile xpy_running_here;
 
 /* engine.c */
 void xpy_change_mode(struct xpy_engine *e);
 void xpy_use_root(struct xpy_engine *e, uint64_t cr3);
+
+/* stores.c */
+bool xpy_take_over_stores(struct xpy_engine *e);
+const struct page_of_code *xpy_page_of_code(const struct xpy_engine *e, uint64_t ram_page);
+struct tlb_entry *xpy_tlb_entry(const struct xpy_engine *e, unsigned mode, uint64_t va, uint64_t *ram_page);
 
 /* fast.c: true when the exit was dealt with and the guest can go on */
 bool xpy_fast_syscall(struct xpy_engine *e);

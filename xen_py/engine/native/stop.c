@@ -28,7 +28,7 @@
  * end of the block. Both are put back when the run has ended, on the same thread, before anything else can happen to
  * the block. Where it finds the thread elsewhere (in a helper, say), the next signal comes a few microseconds later.
  */
-static __thread struct xpy_engine *volatile running_here;
+__thread struct xpy_engine *volatile xpy_running_here;
 
 static int stop_signal(void) { return SIGRTMIN + 6; }
 
@@ -64,7 +64,7 @@ static void straighten(struct xpy_engine *e)
 
 static void on_stop_signal(int signal, siginfo_t *info, void *context)
 {
-    struct xpy_engine *e = running_here;
+    struct xpy_engine *e = xpy_running_here;
     uintptr_t pc = (uintptr_t)((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP];
 
     (void)signal;
@@ -207,13 +207,13 @@ void xpy_stop_watcher(struct xpy_engine *e)
 void xpy_enter(struct xpy_engine *e)
 {
     e->thread = (pid_t)syscall(SYS_gettid);
-    running_here = e;
+    xpy_running_here = e;
     __atomic_store_n(&e->running, 1, __ATOMIC_SEQ_CST);
 }
 
 void xpy_leave(struct xpy_engine *e)
 {
     __atomic_store_n(&e->running, 0, __ATOMIC_SEQ_CST);
-    running_here = NULL;
+    xpy_running_here = NULL;
     straighten(e);
 }
