@@ -27,6 +27,18 @@ def unpacked(*packages: str) -> Path:
     return CACHE / "root"
 
 
+def downloaded(package: str) -> Path:
+    """The package's file."""
+    unpacked(package)
+    return max((CACHE / "packages").glob(f"{package}_*.deb"), key=lambda path: path.stat().st_mtime)
+
+
+def release() -> str:
+    """Name of the machine's release of Debian, which is where packages come from."""
+    match = re.search(r"^VERSION_CODENAME=(\w+)$", Path("/etc/os-release").read_text(), re.MULTILINE)
+    return match[1] if match else "stable"
+
+
 def _stamp(package: str) -> Path:
     return CACHE / f"{re.sub('[^A-Za-z0-9.+-]', '_', package)}.unpacked"
 

@@ -2,6 +2,7 @@
 """`xen-py image ...`: the command line of this package. The `xen-py` command mounts it.
 
 xen-py image fetch debian [--suite SUITE] [--update]
+xen-py image build debian DISK [--size SIZE] [--suite SUITE] [--package NAME ...]
 xen-py image initramfs OUTPUT [--busybox FILE] [--file GUEST-PATH=FILE ...] [--run LINE ...]
 xen-py image vmlinux KERNEL OUTPUT
 xen-py image create DISK SIZE [--format FORMAT]
@@ -22,7 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from dom0.builder.compression import Progress as ProgressCall
 from dom0.builder.errors import BuildError
-from dom0.image import disks, fetch, initramfs, modules, vmlinux
+from dom0.image import debian, disks, fetch, initramfs, modules, vmlinux
 from dom0.image.errors import ImageError
 from dom0.image.paths import images_dir
 
@@ -36,6 +37,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     command.add_argument("distribution", choices=sorted(fetch.FETCHERS))
     command.add_argument("--suite", help="release to take it from, instead of this machine's (bookworm, trixie, ...)")
     command.add_argument("--update", action="store_true", help="look for a newer kernel even if there is one already")
+    command = commands.add_parser("build", help="make a disk with a system on it that boots (with mmdebstrap)")
+    command.add_argument("distribution", choices=["debian"])
+    command.add_argument("disk", type=Path, help="raw file to make")
+    command.add_argument("--size", default=debian.DEFAULT_SIZE, help="with k, m, g or t behind it (default: 2g)")
+    command.add_argument("--suite", default=debian.DEFAULT_SUITE, help="release (default: stable)")
+    command.add_argument("--package", dest="packages", action="append", default=[], metavar="NAME", help="add one")
     command = commands.add_parser("initramfs", help="make an initramfs out of a static busybox")
     command.add_argument("output", type=Path)
     command.add_argument("--busybox", help="static busybox to use (default: the one fetched with debian)")
@@ -79,6 +86,10 @@ def run(args: argparse.Namespace) -> int:
                 drivers = modules.unpack(packed.read_bytes()) if args.busybox is None else {}
                 data = initramfs.build(busybox, files=files, modules=drivers, init_lines=args.lines)
                 args.output.write_bytes(data)
+            case "build":
+                with _progress() as progress:
+                    packages = tuple(args.packages)
+                    debian.build_debian(args.disk, progress, size=args.size, suite=args.suite, packages=packages)
             case "create":
                 disks.create(args.disk, args.size, args.format)
             case "convert":

@@ -25,6 +25,7 @@ from dom0.host.spawn import Spawner
 from dom0.host.switchboard import Switchboard
 from dom0.host.vm import Vm
 from dom0.toolstack import building, disks, storetree
+from dom0.toolstack.bootloader import booted
 from dom0.toolstack.building import Progress
 from dom0.toolstack.devices import Devices, NewDevice
 from dom0.toolstack.dmesg import MessageBuffer
@@ -92,7 +93,8 @@ class Assembler:
         console_port = broker.alloc_unbound(DomId(0), domid, DomId(0))
         memory = guest.memory = GuestMemory.create(MemoryGeometry.for_domain(config.maxmem_kb // 4), guest.name)
         build = building.build_in_turn if self.builds_in_turn else building.build_domain
-        built = await build(config, memory, store_port, console_port, progress)
+        async with booted(config, self._rundir) as config:
+            built = await build(config, memory, store_port, console_port, progress)
         guest.build_log = built.log
         spec = DomainSpec(
             domid,

@@ -106,6 +106,8 @@ class DomainConfig:
     program_path: tuple[str, ...] = ()
     """Directories in which to look for a program, beside those the host was installed with."""
     ramdisk: str | None = None
+    bootloader: str | None = None
+    """"pygrub": kernel and ramdisk are files of the first disk, those its GRUB would boot unless they are named."""
     cmdline: str | None = None
     on_poweroff: ShutdownAction = ShutdownAction.DESTROY
     on_reboot: ShutdownAction = ShutdownAction.RESTART
@@ -135,7 +137,7 @@ class DomainConfig:
             raise ConfigError("xl: maxvcpus < vcpus")
         if self.maxmem_kb < self.memory_kb:
             raise ConfigError(f"maxmem ({self.maxmem_kb} KiB) is less than memory ({self.memory_kb} KiB)")
-        if not self.kernel:
+        if not self.kernel and self.bootloader is None:
             raise ConfigError("Neither kernel nor bootloader specified")
         for text in (self.kernel, self.ramdisk, self.cmdline):
             if text is not None and "\0" in text:
@@ -184,9 +186,10 @@ class DomainConfig:
             "sched_params": {"sched": "credit2", "weight": 256, "cap": 0} if running else {},
             "claim_mode": "True",
             "event_channels": self.max_event_channels,
-            "kernel": self.kernel,
+            "kernel": self.kernel or None,
             "cmdline": self.cmdline,
             "ramdisk": self.ramdisk,
+            "bootloader": self.bootloader,
             "type.pv": {},
             "arch_arm": {},
             "arch_x86": {"msr_relaxed": "False"} if running else {},

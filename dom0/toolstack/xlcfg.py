@@ -79,8 +79,9 @@ def _interpret(settings: dict[str, Setting], warn: Callable[[str], None]) -> Dom
     fields |= {event: _action(reader, event) for event in _EVENTS if event in settings}
     for key in ("max_event_channels", "max_grant_frames", "max_maptrack_frames", "max_grant_version"):
         fields[key] = reader.number(key, 0, _INT_MAX)
-    kernel = reader.string("kernel")
-    if not kernel:
+    kernel = reader.string("kernel") or ""
+    fields["bootloader"] = _bootloader(reader)
+    if not kernel and fields["bootloader"] is None:
         raise ConfigError("Neither kernel nor bootloader specified")
     fields["devices"] = _devices(reader)
     fields["disks"] = _disks(reader)
@@ -169,6 +170,17 @@ def _command_line(reader: _Reader, warn: Callable[[str], None]) -> str | None:
     if root is None:
         return extra
     return f"root={root}" if extra is None else f"root={root} {extra}"
+
+
+def _bootloader(reader: _Reader) -> str | None:
+    """pygrub, wherever it is said to be: it is not a program here."""
+    name = reader.string("bootloader")
+    if not name:
+        return None
+    if name.rpartition("/")[2] != "pygrub":
+        where = reader.settings["bootloader"].where
+        raise ConfigError(f'{where}: bootloader="{name}": xen-py has "pygrub" only')
+    return "pygrub"
 
 
 def _devices(reader: _Reader) -> tuple[DeviceConfig, ...]:

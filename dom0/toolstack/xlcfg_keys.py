@@ -15,7 +15,7 @@ def _words(text: str) -> frozenset[str]:
 
 
 SUPPORTED = _words("""
-    name uuid type builder memory maxmem vcpus maxvcpus kernel ramdisk cmdline root extra
+    name uuid type builder memory maxmem vcpus maxvcpus kernel ramdisk bootloader cmdline root extra
     on_poweroff on_reboot on_watchdog on_crash on_soft_reset
     max_event_channels max_grant_frames max_maptrack_frames max_grant_version nomigrate
     device disk
@@ -41,7 +41,7 @@ for a PV guest, and so do we, but with a warning."""
 NOT_BUILT_YET: dict[str, tuple[str, ...]] = dict.fromkeys(
     _words("""
     cpuid vnuma pool cpu_weight cap period slice extratime latency cpus cpus_soft
-    bootloader bootloader_args bootloader_restrict bootloader_user firmware
+    bootloader_args bootloader_restrict bootloader_user firmware
     xenstore_quota xenstore_feature_mask driver_domain e820_host tsc_mode localtime rtc_timeoffset
     seclabel init_seclabel passthrough xend_suspend_evtchn_compat
     vif vif2 vtpm p9 pvcalls vfb vkb vdispl vsnd channel usbctrl usbdev virtio

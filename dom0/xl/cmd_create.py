@@ -65,8 +65,9 @@ def create(session: Session, words: list[str]) -> int:
         (sys.stdout if session.dry_run else sys.stderr).write(config.to_libxl_json() + "\n")
     if session.dry_run:
         return EXIT_SUCCESS
-    kernel = config.kernel if Program.parse(config.kernel) else _found(config.kernel)
-    config = attrs.evolve(config, kernel=kernel, ramdisk=config.ramdisk and _found(config.ramdisk))
+    if config.bootloader is None:  # else they are the disk's
+        kernel = config.kernel if Program.parse(config.kernel) else _found(config.kernel)
+        config = attrs.evolve(config, kernel=kernel, ramdisk=config.ramdisk and _found(config.ramdisk))
     config = attrs.evolve(config, disks=tuple(disk.located() for disk in config.disks))
     if request.unwatched:
         left_alone: dict[str, Any] = dict.fromkeys(_ON_REASON.values(), ShutdownAction.PRESERVE)
