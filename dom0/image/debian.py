@@ -23,7 +23,7 @@ from dom0.image.disks import parse_size
 from dom0.image.errors import ImageError
 
 PACKAGES = tuple(
-    "dbus e2fsprogs ifupdown iproute2 isc-dhcp-client kmod less linux-image-amd64 systemd-sysv udev".split()
+    ["dbus", "e2fsprogs", "ifupdown", "iproute2", "isc-dhcp-client", "kmod", "less", "linux-image-amd64", "systemd-sysv", "udev"]
 )
 DEFAULT_SIZE = "2g"
 DEFAULT_SUITE = "stable"

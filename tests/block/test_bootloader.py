@@ -65,7 +65,9 @@ def sfdisk(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
         return found
     folder = tmp_path_factory.mktemp("programs")
     wrapper = folder / "sfdisk"
-    wrapper.write_text(f'#!/bin/sh\nexec {shlex.join(debian.program("fdisk", "../sbin/sfdisk"))} "$@"\n')
+    *environment, _ = debian.program("fdisk", "sfdisk")
+    program = next(path for path in debian.CACHE.glob("root/**/sfdisk") if path.parent.name == "sbin")
+    wrapper.write_text(f'#!/bin/sh\nexec {shlex.join([*environment, str(program)])} "$@"\n')
     wrapper.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     return str(wrapper)
