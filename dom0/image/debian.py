@@ -22,8 +22,9 @@ from dom0.image.apt import Progress
 from dom0.image.disks import parse_size
 from dom0.image.errors import ImageError
 
-PACKAGES = tuple(
-    ["dbus", "e2fsprogs", "ifupdown", "iproute2", "isc-dhcp-client", "kmod", "less", "linux-image-amd64", "systemd-sysv", "udev"]
+PACKAGES = (
+    *("dbus", "e2fsprogs", "ifupdown", "iproute2", "isc-dhcp-client", "kmod"),
+    *("less", "linux-image-amd64", "systemd-sysv", "udev"),
 )
 DEFAULT_SIZE = "2g"
 DEFAULT_SUITE = "stable"
