@@ -36,6 +36,8 @@ _FILES = {
     "etc/hosts": "127.0.0.1 localhost\n127.0.1.1 guest\n::1 localhost\n",
     "etc/fstab": "LABEL=root / ext4 errors=remount-ro 0 1\n",
     "etc/network/interfaces": "auto lo\niface lo inet loopback\n\nallow-hotplug eth0\niface eth0 inet dhcp\n",
+    # an emulated CPU that it shares with others may take its time to find the console
+    "etc/systemd/system.conf.d/patience.conf": "[Manager]\nDefaultDeviceTimeoutSec=15min\n",
     "boot/grub/grub.cfg": """\
 set default=0
 set timeout=0
