@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Learning Ethernet switches inside the host: `xenbr0` and any other bridge a configuration names.
 
-A port hands its frames to the switch (`Port.send`) and is given others' (`deliver`, given when it was plugged in), all
-in one call: nothing waits here. Who cannot take a frame at once keeps it in a `PacketQueue` of its own, which is bounded
-and drops what is too much. A frame that is to be cut or has a blank checksum (`xen_py.io.packet`) is carried whole.
+A port hands its frames to the switch (`Port.send`) and is given the frames of others (`deliver`, named when it is
+plugged in), in one call: nothing waits here. Who cannot take a frame at once keeps it in a `PacketQueue` of its own,
+which is bounded and drops what is too much. A frame that is to be cut or has a blank checksum (`xen_py.io.packet`) is
+carried whole.
 
 VLANs: a port has none, and then it and its like are one network to which a tag is payload; or it has a `Vlans`, and
 belongs to those networks only, of which one (the PVID) is that of its untagged frames. The two kinds never meet.
