@@ -31,6 +31,7 @@ from dom0.toolstack import hostinfo
 from dom0.toolstack.config import ConfigError, DomainConfig
 from dom0.toolstack.diskspec import DiskConfig, DiskSyntaxError
 from dom0.toolstack.domain import ToolstackError
+from dom0.toolstack.vifspec import NicConfig, NicSyntaxError
 from xen_py.abi.version import XEN_VERSION
 
 SOCKET_NAME = "control.sock"
@@ -74,6 +75,9 @@ class ControlServer:
             "block.attach": self._block_attach,
             "block.detach": self._block_detach,
             "block.list": self._block_list,
+            "network.attach": self._network_attach,
+            "network.detach": self._network_detach,
+            "network.list": self._network_list,
             "domain.wait": self._wait,
             "domain.console": self._console,
         }
@@ -184,6 +188,19 @@ class ControlServer:
 
     async def _block_list(self, params: Params, _answer: _Answer) -> Any:
         return self._machine.toolstack.disk_rows(_domid(params))
+
+    async def _network_attach(self, params: Params, _answer: _Answer) -> Any:
+        try:
+            nic = NicConfig.from_plain(params.get("nic"))
+        except NicSyntaxError as error:
+            raise ToolstackError(str(error)) from None
+        await self._machine.toolstack.attach_nic(_domid(params), nic)
+
+    async def _network_detach(self, params: Params, _answer: _Answer) -> Any:
+        await self._machine.toolstack.detach_nic(_domid(params), _text(params, "device"))
+
+    async def _network_list(self, params: Params, _answer: _Answer) -> Any:
+        return self._machine.toolstack.nic_rows(_domid(params))
 
     async def _wait(self, params: Params, _answer: _Answer) -> Any:
         event = _text(params, "event")

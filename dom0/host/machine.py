@@ -31,6 +31,7 @@ import trio
 from dom0.backend.console import Console, ConsoleClosed, LogReader
 from dom0.backend.grants import GuestGrants
 from dom0.backend.manager import BackendManager
+from dom0.backend.net.switch import Bridges
 from dom0.host.assembly import make_domain
 from dom0.host.debugkeys import DebugKeys
 from dom0.host.spawn import ProcessSpawner, Spawner, TemplateProcess, ThreadSpawner
@@ -160,6 +161,7 @@ class FrontDomain:
     domid: DomId
     grants: GuestGrants
     switchboard: Switchboard
+    bridges: Bridges
 
     def bind(self, port: Port, handler: Callable[[], None]) -> Dom0Port:
         return self.switchboard.bind(self.domid, port, handler)
@@ -179,6 +181,7 @@ class Machine:
         self.nursery = nursery
         self.messages = MessageBuffer()
         self.switchboard = Switchboard()
+        self.bridges = Bridges(lambda: clock.now() / 1e9)
         self.daemon = Daemon(Server(clock=lambda: clock.now() / 1e9))
         self.backends = BackendManager(self.daemon.client(), self._frontend)
         self.toolstack = Toolstack(
@@ -199,7 +202,7 @@ class Machine:
         guest = self.toolstack.domains.get(domid)
         if guest is None or guest.vm is None or guest.dying:
             return None
-        return FrontDomain(domid, guest.vm.grants, self.switchboard)
+        return FrontDomain(domid, guest.vm.grants, self.switchboard, self.bridges)
 
     async def create(
         self, config: str | Path | DomainConfig, *overrides: str, paused: bool = False, progress: Progress | None = None
@@ -226,6 +229,7 @@ class Machine:
             "messages": self.messages.statistics(),
             "trace": self.trace.tracer.statistics(),
             "backends": self.backends.statistics(),
+            "bridges": self.bridges.statistics(),
         }
 
     def close(self) -> None:

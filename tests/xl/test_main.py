@@ -23,7 +23,8 @@ def test_every_command_of_xl_is_known() -> None:
     assert [spec.name for spec in TABLE if spec.run] == [
         "create", "list", "destroy", "shutdown", "reboot", "pause", "unpause", "console", "cd-insert", "cd-eject",
         "vcpu-list", "vm-list", "info", "domid", "domname", "rename", "debug-keys", "dmesg", "trace",
-        "block-attach", "block-list", "block-detach", "uptime",
+        "network-attach", "network-list", "network-detach", "block-attach", "block-list", "block-detach",
+        "uptime",
     ]  # fmt: skip
 
 

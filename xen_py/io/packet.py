@@ -153,6 +153,12 @@ def _has_checksum(found: Headers) -> bool:
     return room is not None and found.transport + room + 2 <= found.end
 
 
+def can_complete(data: bytes) -> bool:
+    """Whether the frame carries something with a checksum that can be put in."""
+    found = headers(data)
+    return found is not None and _has_checksum(found)
+
+
 def complete(packet: Packet) -> Packet:
     """The frame with its checksum put in, if it was blank."""
     if packet.csum is not Csum.BLANK:
