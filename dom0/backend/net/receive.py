@@ -107,7 +107,7 @@ class RxServer:
 
     async def collect(self) -> None:
         """Take the slots that the guest posts, until the queue ends. RingBroken."""
-        async for batch in self._queue.batches():
+        while (batch := await self._queue.batch()) is not None:
             self._slots.extend(batch)
             if self.waiting:
                 self._bell.ring()

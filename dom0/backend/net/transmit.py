@@ -37,30 +37,32 @@ class Credit:
     size: int
     interval: float
     _left: int = 0
-    _renewed: float | None = None
+    _renewed: float = -1.0
 
     async def spend(self, size: int) -> bool:
         """Wait until there is credit for that; whether there was at once."""
-        at_once = True
-        while not self._try(size):
-            at_once = False
-            assert self._renewed is not None
-            await trio.sleep_until(self._renewed + self.interval)
+        need = min(size, self._burst)
+        self._renew()
+        at_once = self._left >= need
+        while self._left < need:
+            intervals = -(-(need - self._left) // self.size)
+            await trio.sleep_until(self._renewed + intervals * self.interval)
+            self._renew()
+        self._left -= size
         return at_once
 
-    def _try(self, size: int) -> bool:
+    @property
+    def _burst(self) -> int:
+        return max(LEAST_BURST, self.size)
+
+    def _renew(self) -> None:
         now = trio.current_time()
-        burst = max(LEAST_BURST, self.size)
-        if self._renewed is None:
-            self._left, self._renewed = max(self.size, 0), now
-        elapsed = int((now - self._renewed) / self.interval)
+        if self._renewed < 0:
+            self._left, self._renewed = self.size, now
+        elapsed = int((now - self._renewed) / self.interval + 1e-6)  # no interval is short by a rounding
         if elapsed > 0:
-            self._left = min(self._left + elapsed * self.size, burst)
+            self._left = min(self._left + elapsed * self.size, self._burst)
             self._renewed += elapsed * self.interval
-        if self._left < min(size, burst):
-            return False
-        self._left -= size
-        return True
 
 
 class Groups:
@@ -106,7 +108,7 @@ class TxServer:
 
     async def serve(self) -> None:
         """Until the queue ends. RingBroken, GuestGone."""
-        async for batch in self._queue.batches():
+        while (batch := await self._queue.batch()) is not None:
             await self._visit(self._assembler.feed(batch))
 
     async def _visit(self, chains: list[TxChain]) -> None:
