@@ -43,7 +43,7 @@ def serve_host(
 async def _serve(rundir: Path, log_fd: int, template: TemplateProcess, on_ready: Callable[[], None]) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with (
-            open_machine(rundir, processes=True, template=template, log_fd=log_fd) as machine,
+            open_machine(rundir, processes=True, world=True, template=template, log_fd=log_fd) as machine,
             trio.open_nursery() as nursery,
         ):
             stop = trio.Event()

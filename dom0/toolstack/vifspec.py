@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A network card as xl.cfg's `vif` list and `xl network-attach` name it: xl-network-configuration(5).
 
-`parse` reads it as xl does, word by word, in xl's words where it cannot be. What cannot be had here is for `refusal`.
-A card without an address gets one under 00:16:3e that depends on the guest's uuid and the card's number only, so it is
-the same whenever the guest starts again.
+`parse` reads it as xl does, word by word, in xl's words where it cannot be; `forward=` is a word of our own. What
+cannot be had here is for `refusal`. A card without an address gets one under 00:16:3e that depends on the guest's uuid
+and the card's number only, so it is the same whenever the guest starts again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Self
 import attrs
 
 from dom0.backend.net.filters import parse_addresses
+from dom0.backend.net.forward import parse_forwards
 from dom0.backend.net.switch import DEFAULT_BRIDGE, Vlans, VlanSyntaxError
 from dom0.toolstack.devices import NewDevice
 
@@ -41,6 +42,7 @@ _TEXTS = {
     "vifname": "ifname",
     "model": "model",
     "vlan": "vlan",
+    "forward": "forward",
 }
 
 
@@ -64,6 +66,8 @@ class NicConfig:
     nictype: str | None = None
     mtu: int | None = None
     vlan: str | None = None
+    forward: str | None = None
+    """Ports of the host that lead to the guest: a word of ours."""
     rate_bytes: int | None = None
     """In each interval."""
     rate_interval: int | None = None
@@ -77,6 +81,7 @@ class NicConfig:
             return "trying to create PV or PVH guest with an emulated interface"
         try:
             parse_addresses(self.ip or "")
+            parse_forwards(self.forward or "")
             if self.vlan:
                 Vlans.parse(self.vlan)
         except (ValueError, VlanSyntaxError) as error:
@@ -109,6 +114,7 @@ class NicConfig:
         mtu = self.mtu or DEFAULT_MTU
         back += [("mtu", str(mtu))] if mtu != DEFAULT_MTU else []
         back += [("vlan", self.vlan)] if self.vlan else []
+        back += [("forward", self.forward)] if self.forward else []
         back += [
             ("bridge", self.bridge or DEFAULT_BRIDGE),
             ("handle", str(self.devid)),
@@ -137,6 +143,7 @@ class NicConfig:
             "gatewaydev": self.gatewaydev,
             **dict(self.colo),
             "vlan": self.vlan,
+            "forward": self.forward,
             "trusted": None if self.trusted is None else str(self.trusted),
         }
         return {key: value for key, value in fields.items() if value is not None}

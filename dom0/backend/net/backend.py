@@ -2,8 +2,9 @@
 """The network backend: what netback is on a Xen host, for one vif of one guest, on a switch instead of a Linux bridge.
 
 What the toolstack writes for it is what libxl writes: `mac`, `bridge`, `ip`, `rate` (bytes and microseconds), `mtu`,
-`vlan`. What it offers: scatter-gather, checksum and segmentation offload for TCP over IPv4 and IPv6, several queues,
-event channels of their own for sending and receiving, multicast control. The only way to receive is rx-copy.
+`vlan`; and `forward`, which is ours. What it offers: scatter-gather, checksum and segmentation offload for TCP over
+IPv4 and IPv6, several queues, event channels of their own for sending and receiving, multicast control. The only way to
+receive is rx-copy.
 
 A vif is on its switch while both halves are connected: that is its carrier. The rings' work is in `transmit` and
 `receive`. There is no hotplug script to wait for: the switch is in this process, and `hotplug-status` says so at once.
@@ -14,10 +15,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from dom0.backend.driver import Backend, Frontend
 from dom0.backend.net.filters import AddressFilter, parse_addresses
+from dom0.backend.net.forward import Forward, parse_forwards
 from dom0.backend.net.receive import Offers, RxServer
 from dom0.backend.net.switch import DEFAULT_BRIDGE, Port, Vlans, VlanSyntaxError
 from dom0.backend.net.transmit import Credit, Groups, TxServer
@@ -61,16 +64,20 @@ class NetBackend(Backend):
         self._mtu = DEFAULT_MTU
         self._vlans: Vlans | None = None
         self._filter: AddressFilter | None = None
+        self._addresses: tuple[IPv4Address | IPv6Address, ...] = ()
+        self._forwards: tuple[Forward, ...] = ()
         self._credit: Credit | None = None
         self._receivers: list[RxServer] = []
-        self._counts: Counter[str] = Counter()
+        self._tally: Counter[str] = Counter()
         self._groups = Groups()
 
     async def open(self, settings: Nodes) -> Mapping[str, str]:
         try:
             self._mac = parse_mac(bus.text(settings, "mac"))
             addresses = bus.text(settings, "ip", "")
-            self._filter = AddressFilter(self._mac, parse_addresses(addresses)) if addresses else None
+            self._addresses = parse_addresses(addresses)
+            self._filter = AddressFilter(self._mac, self._addresses) if addresses else None
+            self._forwards = parse_forwards(bus.text(settings, "forward", ""))
             vlan = bus.text(settings, "vlan", "")
             self._vlans = Vlans.parse(vlan) if vlan else None
         except (ValueError, VlanSyntaxError) as error:
@@ -91,7 +98,9 @@ class NetBackend(Backend):
         offers = Offers.of(nodes, self._mtu)
         groups = self._groups = Groups()
         switch = self.frontend.bridges.get(self._bridge)
-        port = self.port = switch.plug(self.vif, self._deliver, self._mac, self._vlans, self._filter)
+        port = self.port = Port(switch, self.vif, self._deliver, self._mac, self._vlans, self._filter)
+        port.addresses, port.forwards = self._addresses, self._forwards
+        switch.add(port)
         if bus.flag(nodes, "request-multicast-control"):
             port.groups = groups.wanted
         queues = bus.number(nodes, "multi-queue-num-queues", 1, MAX_QUEUES, 1)
@@ -116,8 +125,8 @@ class NetBackend(Backend):
         else:
             ports = [self.bind(number("event-channel", _LARGEST_PORT), lambda: _both(tx, rx))]
         grants = self.frontend.grants
-        sender = TxServer(tx, grants, port.send, self._groups, self._credit, self._counts)
-        receiver = RxServer(rx, grants, offers, self._counts)
+        sender = TxServer(tx, grants, port.send, self._groups, self._credit, self._tally)
+        receiver = RxServer(rx, grants, offers, self._tally)
         self._receivers.append(receiver)
         for task in (sender.serve, receiver.collect, receiver.serve):
             self.start(lambda task: task(), task)
@@ -140,7 +149,7 @@ class NetBackend(Backend):
         await super().do_disconnect()
 
     def statistics(self) -> dict[str, Any]:
-        found = super().statistics() | {"bridge": self._bridge, **{f"vif_{k}": v for k, v in self._counts.items()}}
+        found = super().statistics() | {"bridge": self._bridge, **{f"vif_{k}": v for k, v in self._tally.items()}}
         if self.port is not None:
             found["port"] = self.port.statistics()
         found["waiting"] = [len(receiver.waiting) for receiver in self._receivers]

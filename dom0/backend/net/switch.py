@@ -18,10 +18,12 @@ from __future__ import annotations
 import re
 from collections import Counter, deque
 from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Protocol
 
 import attrs
 
+from dom0.backend.net.forward import Forward
 from xen_py.io.packet import ETHERNET, VLANS, Packet
 
 DEFAULT_BRIDGE = "xenbr0"
@@ -138,6 +140,10 @@ class Port:
         vlans: Vlans | None,
         check: Check | None,
     ) -> None:
+        self.addresses: tuple[IPv4Address | IPv6Address, ...] = ()
+        """That its configuration names."""
+        self.forwards: tuple[Forward, ...] = ()
+        """Ports of the host's that are to lead here."""
         self.switch = switch
         self.name = name
         self.mac = mac
@@ -172,6 +178,8 @@ class Switch:
         self._learned: dict[tuple[int, bytes], _Learned] = {}
         self._own: dict[bytes, Port] = {}
         """Addresses that configurations have given."""
+        self.watchers: list[Callable[[Port, bool], None]] = []
+        """Told of each port that has come (True) or goes."""
         self.observers: list[Callable[[Port, bool, Packet], None]] = []
         """Told of each frame that comes in at a port (True) or goes out there: for captures."""
 
@@ -184,16 +192,24 @@ class Switch:
         check: Check | None = None,
     ) -> Port:
         """A new port. `deliver` takes a frame that goes out there, or returns False: it is lost."""
-        port = Port(self, name, deliver, mac, vlans, check)
+        return self.add(Port(self, name, deliver, mac, vlans, check))
+
+    def add(self, port: Port) -> Port:
+        """Plug in a port made before."""
+        mac = port.mac
         self.ports.append(port)
         if mac is not None:
             self._own.setdefault(mac, port)
+        for watcher in list(self.watchers):
+            watcher(port, True)
         return port
 
     def unplug(self, port: Port) -> None:
         if port not in self.ports:
             return
         self.ports.remove(port)
+        for watcher in list(self.watchers):
+            watcher(port, False)
         for key in port.learned:
             self._learned.pop(key, None)
         port.learned.clear()
@@ -326,10 +342,13 @@ class Bridges:
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._switches: dict[str, Switch] = {}
+        self.on_new: Callable[[Switch], None] = lambda switch: None
+        """Told of each switch that comes to be."""
 
     def get(self, name: str) -> Switch:
         if name not in self._switches:
             self._switches[name] = Switch(name, self._now)
+            self.on_new(self._switches[name])
         return self._switches[name]
 
     def find(self, name: str) -> Switch | None:
