@@ -3,9 +3,9 @@
 
 Every message is a little-endian 32-bit length and that many bytes of msgpack. A request is `[id, method, params]`; the
 answer `[id, "ok", result]` or `[id, "error", {"code", "message", "lines"}]`, after any number of
-`[id, "progress", {"stage", "done", "total"}]`, or of `[id, "records", {"lost", "records"}]` for a trace. A connection's
-requests are answered one after the other; one that hangs up takes its unfinished request back (a create leaves nothing,
-a wait is forgotten, a trace ends).
+`[id, "progress", {"stage", "done", "total"}]`, of `[id, "records", {"lost", "records"}]` for a trace, or of
+`[id, "frames", {"lost", "data"}]` for a capture. A connection's requests are answered one after the other; one that
+hangs up takes its unfinished request back (a create leaves nothing, a wait is forgotten, a trace ends).
 
 The socket is its owner's alone (the run directory's mode, and the peer's credentials are checked), but what comes in
 is checked all the same: a mistake in a client must not hurt the host. Owner: the trio thread.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import os
 import struct
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ import msgpack  # type: ignore[import-untyped]
 import trio
 
 from dom0.backend.console import open_listener
+from dom0.backend.net.backend import NetBackend
+from dom0.backend.net.capture import Capture
+from dom0.backend.net.switch import Switch
 from dom0.host.machine import Machine
 from dom0.host.tracestream import TraceStream
 from dom0.host.vm import VmStuck
@@ -78,6 +82,7 @@ class ControlServer:
             "network.attach": self._network_attach,
             "network.detach": self._network_detach,
             "network.list": self._network_list,
+            "network.capture": self._capture,
             "domain.wait": self._wait,
             "domain.console": self._console,
         }
@@ -201,6 +206,31 @@ class ControlServer:
 
     async def _network_list(self, params: Params, _answer: _Answer) -> Any:
         return self._machine.toolstack.nic_rows(_domid(params))
+
+    async def _capture(self, params: Params, answer: _Answer) -> Any:
+        """A pcapng file as it comes to be, in parts of the kind "frames", until the client hangs up."""
+        snap = params.get("snap")
+        if type(snap) is not int or snap < 0:
+            raise ToolstackError("a capture keeps a number of bytes of each frame, 0 for all")
+        switch, vif = self._captured(params)
+        with Capture(switch, vif, snap, time.time_ns) as capture:
+            while True:
+                data, lost = await capture.take()
+                await answer.send("frames", {"lost": lost, "data": data})
+
+    def _captured(self, params: Params) -> tuple[Switch, str | None]:
+        """What a capture is to be of."""
+        if "bridge" in params:
+            switch = self._machine.bridges.find(_text(params, "bridge"))
+            if switch is None:
+                names = ", ".join(switch.name for switch in self._machine.bridges.all()) or "none yet"
+                raise ToolstackError(f"there is no bridge {params['bridge']!r}; there are: {names}")
+            return switch, None
+        domid, devid = _domid(params), params.get("devid")
+        backend = self._machine.backends.device("vif", domid, devid) if type(devid) is int else None
+        if not isinstance(backend, NetBackend):
+            raise ToolstackError(f"domain {domid} has no network card {devid}")
+        return self._machine.bridges.get(backend.bridge), backend.vif
 
     async def _wait(self, params: Params, _answer: _Answer) -> Any:
         event = _text(params, "event")

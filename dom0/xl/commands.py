@@ -152,6 +152,8 @@ TABLE: tuple[Spec, ...] = (
     """),
     Spec("dmesg", "[-c]", "Read and/or clear dmesg buffer", "cmd_info:dmesg",
            "  -c                        Clear dmesg buffer as well as printing it"),
+    Spec("netcap", "bridge=<name>|<Domain> [<DevId>] [-w FILE] [--snap N] [--seconds N]",
+         "Capture frames of a bridge or of a network card", "cmd_netcap:netcap"),
     Spec("trace", "[--domain D] [--kinds K,...] [--seconds N] [--json|--perfetto FILE]",
          "Show what running guests do, as it happens", "cmd_trace:trace"),
     *_later("""

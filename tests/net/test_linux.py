@@ -3,18 +3,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from tests.net.captures import read_capture
 from tests.net.linux import guests, transfer
-from tests.system.harness import Host
+from tests.system.harness import Host, until
 
 MAC = "00:16:3e:00:00:0"
 
 
-def test_two_debians_reach_each_other(host: Host, debian: None) -> None:
+def test_two_debians_reach_each_other(host: Host, debian: None, tmp_path: Path) -> None:
     with guests(host, f"['mac={MAC}1']", f"['mac={MAC}2']") as (one, two):
         for number, shell in ((1, one), (2, two)):
             shell.run(f"ip addr add 10.0.0.{number}/24 dev eth0; ip link set eth0 up")
             shell.run(f"ip addr add fd00::{number}/64 dev eth0; sleep 2")  # until it is sure that it has it alone
-        one.run("ping -c 3 10.0.0.2")
+        capture = tmp_path / "capture.pcapng"
+        with host.session("netcap", "net0", "-w", str(capture)):
+            until(lambda: capture.exists() and capture.stat().st_size > 0, "the capture to begin")
+            one.run("ping -c 3 10.0.0.2; ping -c 1 -s 3000 10.0.0.2")
+        names, frames = read_capture(capture.read_bytes())
+        assert names == ["vif1.0"]
+        echoes = [frame for frame in frames if frame.data[12:14] == b"\x08\x00" and frame.data[23] == 1]
+        assert len(echoes) == 12  # six a way: the last was in three parts
+        assert {frame.direction for frame in echoes} == {1, 2}
         two.run("ping -c 3 -s 1400 10.0.0.1")
         one.run("ping -c 3 fd00::2")
         transfer(two, one, "10.0.0.2", 2)

@@ -59,7 +59,7 @@ class NetBackend(Backend):
         super().__init__(frontend, bus, path, frontend_path, devid)
         self.vif = f"vif{frontend.domid}.{devid}"
         self.port: Port | None = None
-        self._bridge = DEFAULT_BRIDGE
+        self.bridge = DEFAULT_BRIDGE
         self._mac = bytes(6)
         self._mtu = DEFAULT_MTU
         self._vlans: Vlans | None = None
@@ -82,7 +82,7 @@ class NetBackend(Backend):
             self._vlans = Vlans.parse(vlan) if vlan else None
         except (ValueError, VlanSyntaxError) as error:
             raise DeviceFailed(str(error)) from error
-        self._bridge = bus.text(settings, "bridge", DEFAULT_BRIDGE)
+        self.bridge = bus.text(settings, "bridge", DEFAULT_BRIDGE)
         self._mtu = bus.number(settings, "mtu", 68, _LARGEST_MTU, DEFAULT_MTU)
         self._credit = _credit(bus.text(settings, "rate", ""))
         return {
@@ -97,7 +97,7 @@ class NetBackend(Backend):
             raise BadNode("the frontend does not ask for rx-copy, and there is no other way to receive")
         offers = Offers.of(nodes, self._mtu)
         groups = self._groups = Groups()
-        switch = self.frontend.bridges.get(self._bridge)
+        switch = self.frontend.bridges.get(self.bridge)
         port = self.port = Port(switch, self.vif, self._deliver, self._mac, self._vlans, self._filter)
         port.addresses, port.forwards = self._addresses, self._forwards
         switch.add(port)
@@ -149,7 +149,7 @@ class NetBackend(Backend):
         await super().do_disconnect()
 
     def statistics(self) -> dict[str, Any]:
-        found = super().statistics() | {"bridge": self._bridge, **{f"vif_{k}": v for k, v in self._tally.items()}}
+        found = super().statistics() | {"bridge": self.bridge, **{f"vif_{k}": v for k, v in self._tally.items()}}
         if self.port is not None:
             found["port"] = self.port.statistics()
         found["waiting"] = [len(receiver.waiting) for receiver in self._receivers]
