@@ -18,12 +18,14 @@ import attrs
 
 from dom0.backend.grants import GuestGrants, PinnedFrame
 from dom0.backend.net.switch import PacketQueue
+from dom0.host.grantorders import MOST_COPIED
+from xen_py.abi.grant_table import GrantStatus
 from xen_py.drive import bus
 from xen_py.drive.bell import Bell
 from xen_py.drive.bus import Nodes
 from xen_py.drive.queue import BackQueue
 from xen_py.io.netchain import gso_extra, rx_chain, rx_slots
-from xen_py.io.netif import Extra, GsoType, RxFlag, RxRequest, RxResponse, Status
+from xen_py.io.netif import GsoType, RxFlag, RxRequest, RxResponse, Status
 from xen_py.io.packet import ETHERNET, VLAN_TAG, Csum, Packet, complete, headers, segment, segment_header
 from xen_py.types import PAGE_SIZE, GrantRef
 
@@ -144,26 +146,47 @@ class RxServer:
         return plan
 
     async def _fill(self, plan: list[tuple[Packet, list[RxRequest]]]) -> None:
+        size = sum(len(packet.data) for packet, _ in plan)
+        done = await (self._by_order(plan) if size <= MOST_COPIED else self._by_frames(plan))
+        for (packet, slots), good in zip(plan, done, strict=True):
+            if not good:
+                self._counts["bad_grants"] += 1
+                for slot in slots:
+                    self._queue.respond(RxResponse(slot.id, 0, 0, Status.ERROR))
+                continue
+            extras = [gso_extra(packet.gso, packet.gso_size)] if packet.gso is not GsoType.NONE else []
+            ids = [request.id for request in _for_data(packet, slots)]
+            for answer in rx_chain(ids, len(packet.data), _flags(packet), extras):
+                self._queue.respond(answer)
+        self._queue.flush()
+
+    async def _by_order(self, plan: list[tuple[Packet, list[RxRequest]]]) -> list[bool]:
+        """A little data: the domain copies it. Whether each packet has got there."""
+        parts = [
+            (GrantRef(request.gref), 0, packet.data[number * PAGE_SIZE : (number + 1) * PAGE_SIZE])
+            for packet, slots in plan
+            for number, request in enumerate(_for_data(packet, slots))
+        ]
+        found = iter(await self._grants.copy_in(parts))
+        statuses = [[next(found) for _ in _for_data(packet, slots)] for packet, slots in plan]
+        return [set(each) == {GrantStatus.OKAY} for each in statuses]
+
+    async def _by_frames(self, plan: list[tuple[Packet, list[RxRequest]]]) -> list[bool]:
+        """The same through pinned frames, whose announcement comes before their answers."""
         wants = [(GrantRef(request.gref), False) for packet, slots in plan for request in _for_data(packet, slots)]
         found = await self._grants.pin(wants)
-        answers: list[RxResponse | Extra] = []
+        done = []
         at = 0
         for packet, slots in plan:
-            requests = _for_data(packet, slots)
-            frames = [frame for frame in found[at : at + len(requests)] if isinstance(frame, PinnedFrame)]
-            at += len(requests)
-            if len(frames) < len(requests):
-                self._counts["bad_grants"] += 1
-                answers += [RxResponse(slot.id, 0, 0, Status.ERROR) for slot in slots]
-                continue
-            for number, frame in enumerate(frames):
-                frame.write(0, packet.data[number * PAGE_SIZE : (number + 1) * PAGE_SIZE])
-            extras = [gso_extra(packet.gso, packet.gso_size)] if packet.gso is not GsoType.NONE else []
-            answers += rx_chain([request.id for request in requests], len(packet.data), _flags(packet), extras)
+            count = len(_for_data(packet, slots))
+            frames = [frame for frame in found[at : at + count] if isinstance(frame, PinnedFrame)]
+            at += count
+            done.append(len(frames) == count)
+            if done[-1]:
+                for number, frame in enumerate(frames):
+                    frame.write(0, packet.data[number * PAGE_SIZE : (number + 1) * PAGE_SIZE])
         await self._grants.unpin([frame for frame in found if isinstance(frame, PinnedFrame)])
-        for answer in answers:
-            self._queue.respond(answer)
-        self._queue.flush()
+        return done
 
 
 def _for_data(packet: Packet, slots: list[RxRequest]) -> list[RxRequest]:
