@@ -2,8 +2,8 @@
 """The host's orders about a domain's grants, carried out by the domain's loop, which owns the pins.
 
 `pin` and `unpin` are for backends, which live in dom0 and want many grants at once: a batch is one message, its size is
-bounded by `MOST_PINS` (`dom0.backend.grants` is the other end). `copy_out` and `copy_in` are theirs too: a little data, and one
-message instead of two. `map`, `unmap`, `read` and `write` are for another guest, which the host names
+bounded by `MOST_PINS` (`dom0.backend.grants` is the other end). `copy_out` and `copy_in` are theirs too: a little data,
+and one message instead of two. `map`, `unmap`, `read` and `write` are for another guest, which the host names
 (`dom0.host.foreign`); its flags are those of a mapping, GNTMAP_host, _device, _readonly.
 
 Runs on the domain's thread, between runs of its engine, and also while a hypercall of the domain waits for the host:
