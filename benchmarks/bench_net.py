@@ -87,10 +87,13 @@ def main() -> int:
     if not options.no_qemu:
         sides["QEMU"] = lambda: qemus(folder, stream)
     try:
-        results: dict[str, list[list[float]]] = {}
-        for name, pair in sides.items():
-            with pair() as guests:
-                results[name] = [measure(*guests, options.megabytes) for _ in range(options.rounds)]
+        results: dict[str, list[list[float]]] = {name: [] for name in sides}
+        with ExitStack() as stack:
+            pairs = {name: stack.enter_context(pair()) for name, pair in sides.items()}
+            for _ in range(options.rounds):
+                for name, guests in pairs.items():
+                    results[name].append(measure(*guests, options.megabytes))
+                    print(f"{name:>7}: " + "   ".join(f"{value:7.1f}" for value in results[name][-1]), flush=True)
     finally:
         shutil.rmtree(folder)
     for number, what in enumerate(NAMES):
@@ -120,7 +123,6 @@ def measure(one: Guest, two: Guest, address: str, gateway: str, megabytes: int) 
     two.start("stream echo 7001")
     count, microseconds = one.figures(f"stream pingpong {address} 7001 300")
     found.append(count / microseconds * 1e6)
-    print("   ".join(f"{value:.1f}" for value in found), flush=True)
     return found
 
 

@@ -44,6 +44,8 @@ class Shell:
 @contextmanager
 def guests(host: Host, *cards: str, memory: int = 160) -> Iterator[list[Shell]]:
     """A Debian guest for each line of `vif`, with a shell each; they boot at the same time."""
+    ramdisk = host.folder / "net-initramfs.gz"
+    host.command("xen-py", "image", "initramfs", ramdisk)
     with ExitStack() as stack:
         sessions = []
         for number, card in enumerate(cards):
@@ -51,7 +53,7 @@ def guests(host: Host, *cards: str, memory: int = 160) -> Iterator[list[Shell]]:
             config = host.config(
                 name,
                 kernel="image:debian/vmlinuz",
-                ramdisk="image:debian/initramfs.gz",
+                ramdisk=str(ramdisk),
                 cmdline="console=hvc0 panic=5 quiet",
                 memory=memory,
             )

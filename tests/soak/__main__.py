@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 
-from tests.soak import boots, drivers, pairs, xenstore
+from tests.soak import boots, drivers, network, pairs, xenstore
 
 if __name__ == "__main__":
-    sys.exit(boots.main([]) or pairs.main([]) or drivers.main([]) or xenstore.main([]))
+    sys.exit(boots.main([]) or pairs.main([]) or drivers.main([]) or xenstore.main([]) or network.main([]))
