@@ -30,6 +30,7 @@ from typing import Any, ClassVar, Protocol
 import trio
 
 from dom0.backend.grants import GuestGone, GuestGrants, PinnedFrame
+from dom0.backend.net.switch import Bridges
 from dom0.host.switchboard import Dom0Port
 from xen_py.drive import bus
 from xen_py.drive.bus import BadNode, Bus, Nodes
@@ -55,6 +56,10 @@ class Frontend(Protocol):
 
     @property
     def grants(self) -> GuestGrants: ...
+
+    @property
+    def bridges(self) -> Bridges:
+        """The host's switches, which are no domain's own."""
 
     def bind(self, port: Port, handler: Callable[[], None]) -> Dom0Port:
         """Connect to a port it offers. XenError."""
@@ -118,12 +123,17 @@ class Backend(Half):
         self, kind: RingKind, nodes: Nodes, prefix: str = "", ring: str = "ring-ref", event: str = "event-channel"
     ) -> BackQueue:
         """Map one ring (nodes `prefix` + `ring`...) and bind its event channel; `serve` begins to work on it."""
-        frames = await self.pin(self._ring_refs(nodes, prefix + ring))
-        queue = BackQueue(BackRing(kind, [frame.data for frame in frames]), lambda: port.notify())
-        queue.observe = self._ring_observer
-        self.queues.append(queue)
+        queue = await self.map_ring(kind, self._ring_refs(nodes, prefix + ring), lambda: port.notify())
         port = self.bind(bus.number(nodes, prefix + event, 1, _LARGEST_PORT), queue.on_event)
         self.start(self._serve, queue)
+        return queue
+
+    async def map_ring(self, kind: RingKind, refs: list[GrantRef], notify: Callable[[], None]) -> BackQueue:
+        """A ring in those pages, for as long as the device is connected; its events and its task are the caller's."""
+        frames = await self.pin(refs)
+        queue = BackQueue(BackRing(kind, [frame.data for frame in frames]), notify)
+        queue.observe = self._ring_observer
+        self.queues.append(queue)
         return queue
 
     def observe_rings(self, observer: Callable[[str, str, Any], None] | None) -> None:

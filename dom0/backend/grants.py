@@ -12,6 +12,8 @@ frame is neither freed nor used again while the backend works on it. Frames that
 the domain before the guest hears of it, because code may have been translated from them: `unpin` does that, and
 `announce` for frames that stay pinned. `PersistentPins` keeps pins from one request to the next.
 
+A little data goes faster without frames: `copy_out` and `copy_in` have the domain's thread copy it.
+
 A guest may end at any moment. What is pinned then stays readable and writable until it is unpinned, and the domain
 stays, dying, as long: see `released`. Owner: the trio thread.
 """
@@ -19,13 +21,13 @@ stays, dying, as long: see `released`. Owner: the trio thread.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import trio
 
-from dom0.host.grantorders import MOST_PINS, USAGE_ROWS
+from dom0.host.grantorders import MOST_COPIED, MOST_PINS, USAGE_ROWS
 from xen_py.abi.grant_table import GrantStatus
 from xen_py.memory import GuestMemory
 from xen_py.trace import Tracer
@@ -69,6 +71,8 @@ class GrantStatistics:
     pinned: int = 0
     """Pins held now."""
     pins: int = 0
+    copies: int = 0
+    """Parts of frames copied without a pin of their own."""
     refused: int = 0
     batches: int = 0
 
@@ -145,6 +149,46 @@ class GuestGrants:
         self._statistics.pinned -= len(gone)
         if not self._statistics.pinned:
             self._empty.unpark_all()
+
+    async def copy_out(self, parts: Sequence[tuple[GrantRef, int, int]]) -> list[bytes | GrantStatus]:
+        """Of each (reference, offset, length) a copy, or why not; at most MOST_COPIED bytes in all. GuestGone."""
+        _check([(offset, length) for _, offset, length in parts])
+
+        def possible(results: Any) -> bool:
+            return (
+                isinstance(results, list)
+                and len(results) == len(parts)
+                and all(
+                    len(found) == length if isinstance(found, bytes) else type(found) is int and _is_refusal(found)
+                    for found, (_, _, length) in zip(results, parts, strict=True)
+                )
+            )
+
+        results = await self._copy("copy_out", [list(part) for part in parts], possible)
+        return [found if isinstance(found, bytes) else GrantStatus(found) for found in results]
+
+    async def copy_in(self, parts: Sequence[tuple[GrantRef, int, bytes]]) -> list[GrantStatus]:
+        """Put bytes into granted frames, at an offset each; what has become of each. As `copy_out`."""
+        _check([(offset, len(data)) for _, offset, data in parts])
+
+        def possible(results: Any) -> bool:
+            return (
+                isinstance(results, list)
+                and len(results) == len(parts)
+                and all(type(n) is int and (n == GrantStatus.OKAY or _is_refusal(n)) for n in results)
+            )
+
+        return list(map(GrantStatus, await self._copy("copy_in", [list(part) for part in parts], possible)))
+
+    async def _copy(self, kind: str, parts: list[Any], possible: Callable[[Any], bool]) -> list[Any]:
+        async with self._turn:
+            results: list[Any] = await self._order(kind, parts, check=possible)
+        self._statistics.copies += len(parts)
+        self._statistics.batches += 1
+        if self.tracer is not None:
+            refs = [part[0] for part in parts]
+            self.tracer.record(0, "grant", kind.replace("_", " "), domain=self.domid, refs=refs)
+        return results
 
     async def announce(self, frames: Iterable[PinnedFrame]) -> None:
         """Name what was written in frames that stay pinned, before the guest is told by a response."""
@@ -251,6 +295,14 @@ class PersistentPins:
 
     def statistics(self) -> dict[str, int]:
         return {"kept": len(self._kept), **self._hits}
+
+
+def _check(places: Sequence[tuple[int, int]]) -> None:
+    """Offset and length of each part of a copy."""
+    if any(offset < 0 or length < 0 or offset + length > PAGE_SIZE for offset, length in places):
+        raise ValueError("a part of a copy leaves its frame")
+    if sum(length for _, length in places) > MOST_COPIED or len(places) > MOST_PINS:
+        raise ValueError(f"a copy of more than {MOST_COPIED} bytes or {MOST_PINS} parts")
 
 
 def _is_refusal(n: int) -> bool:

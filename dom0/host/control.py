@@ -3,9 +3,9 @@
 
 Every message is a little-endian 32-bit length and that many bytes of msgpack. A request is `[id, method, params]`; the
 answer `[id, "ok", result]` or `[id, "error", {"code", "message", "lines"}]`, after any number of
-`[id, "progress", {"stage", "done", "total"}]`, or of `[id, "records", {"lost", "records"}]` for a trace. A connection's
-requests are answered one after the other; one that hangs up takes its unfinished request back (a create leaves nothing,
-a wait is forgotten, a trace ends).
+`[id, "progress", {"stage", "done", "total"}]`, of `[id, "records", {"lost", "records"}]` for a trace, or of
+`[id, "frames", {"lost", "data"}]` for a capture. A connection's requests are answered one after the other; one that
+hangs up takes its unfinished request back (a create leaves nothing, a wait is forgotten, a trace ends).
 
 The socket is its owner's alone (the run directory's mode, and the peer's credentials are checked), but what comes in
 is checked all the same: a mistake in a client must not hurt the host. Owner: the trio thread.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import os
 import struct
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ import msgpack  # type: ignore[import-untyped]
 import trio
 
 from dom0.backend.console import open_listener
+from dom0.backend.net.backend import NetBackend
+from dom0.backend.net.capture import Capture
+from dom0.backend.net.switch import Switch
 from dom0.host.machine import Machine
 from dom0.host.tracestream import TraceStream
 from dom0.host.vm import VmStuck
@@ -31,6 +35,7 @@ from dom0.toolstack import hostinfo
 from dom0.toolstack.config import ConfigError, DomainConfig
 from dom0.toolstack.diskspec import DiskConfig, DiskSyntaxError
 from dom0.toolstack.domain import ToolstackError
+from dom0.toolstack.vifspec import NicConfig, NicSyntaxError
 from xen_py.abi.version import XEN_VERSION
 
 SOCKET_NAME = "control.sock"
@@ -74,6 +79,10 @@ class ControlServer:
             "block.attach": self._block_attach,
             "block.detach": self._block_detach,
             "block.list": self._block_list,
+            "network.attach": self._network_attach,
+            "network.detach": self._network_detach,
+            "network.list": self._network_list,
+            "network.capture": self._capture,
             "domain.wait": self._wait,
             "domain.console": self._console,
         }
@@ -184,6 +193,44 @@ class ControlServer:
 
     async def _block_list(self, params: Params, _answer: _Answer) -> Any:
         return self._machine.toolstack.disk_rows(_domid(params))
+
+    async def _network_attach(self, params: Params, _answer: _Answer) -> Any:
+        try:
+            nic = NicConfig.from_plain(params.get("nic"))
+        except NicSyntaxError as error:
+            raise ToolstackError(str(error)) from None
+        await self._machine.toolstack.attach_nic(_domid(params), nic)
+
+    async def _network_detach(self, params: Params, _answer: _Answer) -> Any:
+        await self._machine.toolstack.detach_nic(_domid(params), _text(params, "device"))
+
+    async def _network_list(self, params: Params, _answer: _Answer) -> Any:
+        return self._machine.toolstack.nic_rows(_domid(params))
+
+    async def _capture(self, params: Params, answer: _Answer) -> Any:
+        """A pcapng file as it comes to be, in parts of the kind "frames", until the client hangs up."""
+        snap = params.get("snap")
+        if type(snap) is not int or snap < 0:
+            raise ToolstackError("a capture keeps a number of bytes of each frame, 0 for all")
+        switch, vif = self._captured(params)
+        with Capture(switch, vif, snap, time.time_ns) as capture:
+            while True:
+                data, lost = await capture.take()
+                await answer.send("frames", {"lost": lost, "data": data})
+
+    def _captured(self, params: Params) -> tuple[Switch, str | None]:
+        """What a capture is to be of."""
+        if "bridge" in params:
+            switch = self._machine.bridges.find(_text(params, "bridge"))
+            if switch is None:
+                names = ", ".join(switch.name for switch in self._machine.bridges.all()) or "none yet"
+                raise ToolstackError(f"there is no bridge {params['bridge']!r}; there are: {names}")
+            return switch, None
+        domid, devid = _domid(params), params.get("devid")
+        backend = self._machine.backends.device("vif", domid, devid) if type(devid) is int else None
+        if not isinstance(backend, NetBackend):
+            raise ToolstackError(f"domain {domid} has no network card {devid}")
+        return self._machine.bridges.get(backend.bridge), backend.vif
 
     async def _wait(self, params: Params, _answer: _Answer) -> Any:
         event = _text(params, "event")

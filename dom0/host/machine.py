@@ -31,6 +31,8 @@ import trio
 from dom0.backend.console import Console, ConsoleClosed, LogReader
 from dom0.backend.grants import GuestGrants
 from dom0.backend.manager import BackendManager
+from dom0.backend.net.switch import DEFAULT_BRIDGE, Bridges, Switch
+from dom0.backend.net.world import World
 from dom0.host.assembly import make_domain
 from dom0.host.debugkeys import DebugKeys
 from dom0.host.spawn import ProcessSpawner, Spawner, TemplateProcess, ThreadSpawner
@@ -160,6 +162,7 @@ class FrontDomain:
     domid: DomId
     grants: GuestGrants
     switchboard: Switchboard
+    bridges: Bridges
 
     def bind(self, port: Port, handler: Callable[[], None]) -> Dom0Port:
         return self.switchboard.bind(self.domid, port, handler)
@@ -179,6 +182,8 @@ class Machine:
         self.nursery = nursery
         self.messages = MessageBuffer()
         self.switchboard = Switchboard()
+        self.bridges = Bridges(lambda: clock.now() / 1e9)
+        self.worlds: dict[str, World] = {}
         self.daemon = Daemon(Server(clock=lambda: clock.now() / 1e9))
         self.backends = BackendManager(self.daemon.client(), self._frontend)
         self.toolstack = Toolstack(
@@ -194,12 +199,22 @@ class Machine:
         """A store client of dom0's rights."""
         return self.daemon.client()
 
+    def open_world(self, log_fd: int) -> None:
+        """Give the default bridge a way to the world as soon as there is such a bridge."""
+
+        def on_new(switch: Switch) -> None:
+            if switch.name == DEFAULT_BRIDGE:
+                world = self.worlds[switch.name] = World(switch, log_fd, self.messages.hypervisor)
+                self.nursery.start_soon(world.run)
+
+        self.bridges.on_new = on_new
+
     def _frontend(self, domid: DomId) -> FrontDomain | None:
         """A guest, for its backends."""
         guest = self.toolstack.domains.get(domid)
         if guest is None or guest.vm is None or guest.dying:
             return None
-        return FrontDomain(domid, guest.vm.grants, self.switchboard)
+        return FrontDomain(domid, guest.vm.grants, self.switchboard, self.bridges)
 
     async def create(
         self, config: str | Path | DomainConfig, *overrides: str, paused: bool = False, progress: Progress | None = None
@@ -226,6 +241,8 @@ class Machine:
             "messages": self.messages.statistics(),
             "trace": self.trace.tracer.statistics(),
             "backends": self.backends.statistics(),
+            "bridges": self.bridges.statistics(),
+            "worlds": {name: world.statistics() for name, world in self.worlds.items()},
         }
 
     def close(self) -> None:
@@ -238,6 +255,7 @@ async def open_machine(
     rundir: Path | None = None,
     *,
     processes: bool = False,
+    world: bool = False,
     template: TemplateProcess | None = None,
     log_fd: int = 2,
     make: MakeDomain = make_domain,
@@ -246,6 +264,7 @@ async def open_machine(
 ) -> AsyncIterator[Machine]:
     """A machine for as long as the block lasts; its guests end with it.
 
+    With a `world`, guests on the default bridge have a way to the host's network (`dom0.backend.net.world`).
     `rundir` holds sockets and logs (a temporary directory if None). `template` is a template process already started;
     `make` makes the domains that run on threads; the programs of Python guests run in this very loop, and `clock` is
     their time (the host's if None). With a `seed` all the machine's dice are thrown by it and its time is that of the
@@ -260,6 +279,8 @@ async def open_machine(
             try:
                 time = clock or (RealClock() if seed is None else LoopClock())
                 machine = Machine(where, nursery, spawner, time, seed)
+                if world:
+                    machine.open_world(log_fd)
                 await nursery.start(machine.daemon.serve_unix, os.fspath(where / "xenstored.sock"))
                 await nursery.start(machine.backends.run)
                 try:

@@ -19,6 +19,10 @@ meanwhile.
                                               ["unmap", n, user, ref, flags]  -> None
                                               ["read", n, user, ref, offset, length]  -> or the bytes
                                               ["write", n, user, ref, offset, bytes]
+                                              ["copy_out", n, [[ref, offset, length], ...]]
+                                                -> for each the bytes or a negative grant status
+                                              ["copy_in", n, [[ref, offset, bytes], ...]]
+                                                -> for each a grant status
 
 The loop asks about grants of other guests by calls "others_map", "others_unmap", "others_read", "others_write" with
 owner in place of user, and "others_memory" with owner alone, whose answer is the number of frames and comes with the

@@ -18,7 +18,7 @@ from typing import Any
 from xen_py.doorbell import open_native
 
 _ffi, _native = open_native("""
-    int xenpy_sandbox_filter(int may_read_files);
+    int xenpy_sandbox_filter(int may_read_files, int may_use_network);
     int xenpy_no_new_privileges(void);
     int xenpy_die_with_parent(int parent);
     int xenpy_leave_namespaces(void);
@@ -30,6 +30,8 @@ TITLE_ROOM = 96
 _LOG_ROOM = 1 << 20
 """Bytes one VM process may add to the host's log by its standard error."""
 _DESCRIPTORS = 256
+_NETWORK_DESCRIPTORS = 4096
+"""For all connections of all guests."""
 
 
 def die_with_parent(parent: int) -> None:
@@ -53,12 +55,17 @@ def confine_program() -> None:
     _confine(may_read_files=True)
 
 
-def _confine(*, may_read_files: bool) -> None:
+def confine_network() -> None:
+    """The same for a network stack: it may make Internet sockets, and read files (which name servers there are)."""
+    _confine(may_read_files=True, may_use_network=True, descriptors=_NETWORK_DESCRIPTORS)
+
+
+def _confine(*, may_read_files: bool, may_use_network: bool = False, descriptors: int = _DESCRIPTORS) -> None:
     _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_NOFILE, _DESCRIPTORS)
+    _limit(resource.RLIMIT_NOFILE, descriptors)
     _limit(resource.RLIMIT_FSIZE, _log_size() + _LOG_ROOM)
     _check(_native.xenpy_no_new_privileges(), "no_new_privs")
-    _check(_native.xenpy_sandbox_filter(may_read_files), "the system call filter")
+    _check(_native.xenpy_sandbox_filter(may_read_files, may_use_network), "the system call filter")
 
 
 def set_title(title: str) -> None:

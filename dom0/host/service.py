@@ -43,8 +43,8 @@ def serve_host(
 async def _serve(rundir: Path, log_fd: int, template: TemplateProcess, on_ready: Callable[[], None]) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with (
+            open_machine(rundir, processes=True, world=True, template=template, log_fd=log_fd) as machine,
             trio.open_nursery() as nursery,
-            open_machine(rundir, processes=True, template=template, log_fd=log_fd) as machine,
         ):
             stop = trio.Event()
 
@@ -62,7 +62,7 @@ async def _serve(rundir: Path, log_fd: int, template: TemplateProcess, on_ready:
             gc.freeze()
             on_ready()
             await stop.wait()
-            # no new requests; the machine's end destroys the guests
+            # no new requests; the machine's end destroys the guests, for which its backends must still be at work
             nursery.cancel_scope.cancel()
     (rundir / SOCKET_NAME).unlink(missing_ok=True)
 

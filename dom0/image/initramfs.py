@@ -75,6 +75,19 @@ umount -a -r 2>/dev/null
 exec busybox "$1" -f
 """
 
+_DHCP = """\
+#!/bin/sh
+# what busybox's udhcpc runs: $1 says what has happened
+case $1 in
+deconfig) ip addr flush dev "$interface" scope global; ip link set "$interface" up ;;
+bound | renew)
+    ip addr replace "$ip/${mask:-24}" dev "$interface"
+    [ -z "$router" ] || ip route replace default via "${router%% *}" dev "$interface"
+    for server in $dns; do echo "nameserver $server"; done > /etc/resolv.conf
+    ;;
+esac
+"""
+
 _FILES = {
     "etc/inittab": _INITTAB,
     "etc/nsswitch.conf": "passwd: files\ngroup: files\n",
@@ -128,6 +141,7 @@ def build(
     for action in ("poweroff", "reboot", "halt"):
         script = f"#!/bin/sh\nexec /etc/rc.shutdown {action}\n"
         entries[f"sbin/{action}"] = cpio.file(f"sbin/{action}", script.encode(), 0o755)
+    entries["etc/udhcpc/default.script"] = cpio.file("etc/udhcpc/default.script", _DHCP.encode(), 0o755)
     for path, text in _FILES.items():
         entries[path] = cpio.file(path, text.encode())
     for path, data in drivers.items():

@@ -24,7 +24,7 @@ from dom0.host.hosted import HostedVm
 from dom0.host.spawn import Spawner
 from dom0.host.switchboard import Switchboard
 from dom0.host.vm import Vm
-from dom0.toolstack import building, disks, storetree
+from dom0.toolstack import building, disks, nics, storetree
 from dom0.toolstack.bootloader import booted
 from dom0.toolstack.building import Progress
 from dom0.toolstack.devices import Devices, NewDevice
@@ -142,6 +142,7 @@ class Assembler:
         self.write(storetree.console(stored))
         self.write(storetree.console_served(domid, str(self.console_path(domid))))
         await disks.add_all(self._devices, domid, config.disks)
+        await nics.add_all(self._devices, domid, config.nics)
         for device in config.devices:
             await self._devices.add(domid, NewDevice(device.type, device.devid, device.settings))
 

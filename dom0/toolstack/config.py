@@ -20,6 +20,7 @@ import attrs
 
 from dom0.toolstack.deviceconfig import DeviceConfig, DeviceSyntaxError
 from dom0.toolstack.diskspec import DiskConfig, DiskSyntaxError
+from dom0.toolstack.vifspec import NicConfig, NicSyntaxError
 
 DEFAULT_MEMORY_KB = 32 * 1024
 """What a guest gets when its configuration names no memory at all."""
@@ -123,6 +124,7 @@ class DomainConfig:
     devices: tuple[DeviceConfig, ...] = ()
     """Devices of installed drivers, beside those that have a key of their own."""
     disks: tuple[DiskConfig, ...] = ()
+    nics: tuple[NicConfig, ...] = ()
 
     @maxmem_kb.default
     def _maxmem_default(self) -> int:
@@ -148,6 +150,7 @@ class DomainConfig:
         plain = attrs.asdict(self, recurse=False)
         plain["devices"] = [device.to_plain() for device in self.devices]
         plain["disks"] = [disk.to_plain() for disk in self.disks]
+        plain["nics"] = [nic.to_plain() for nic in self.nics]
         plain["program_path"] = list(self.program_path)
         return {key: value.value if isinstance(value, ShutdownAction) else value for key, value in plain.items()}
 
@@ -200,6 +203,8 @@ class DomainConfig:
         }
         if self.disks:
             config["disks"] = [disk.to_libxl() for disk in self.disks]
+        if self.nics:
+            config["nics"] = [nic.to_libxl() for nic in self.nics]
         for event in ("on_poweroff", "on_reboot", "on_watchdog", "on_crash", "on_soft_reset"):
             action: ShutdownAction = getattr(self, event)
             if action is not ShutdownAction.DESTROY:
@@ -224,6 +229,11 @@ def _checked(key: str, annotation: str, value: object) -> Any:
         try:
             return tuple(DiskConfig.from_plain(item) for item in value)
         except DiskSyntaxError as error:
+            raise ConfigError(str(error)) from None
+    if key == "nics" and isinstance(value, list):
+        try:
+            return tuple(NicConfig.from_plain(item) for item in value)
+        except NicSyntaxError as error:
             raise ConfigError(str(error)) from None
     if key == "program_path" and isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(value)

@@ -40,6 +40,8 @@ class NewDevice:
     devid: int
     back: tuple[tuple[str, str], ...] = ()
     front: tuple[tuple[str, str], ...] = ()
+    front_readonly: tuple[tuple[str, str], ...] = ()
+    """Nodes of the frontend's directory that the guest cannot change."""
 
 
 @attrs.define(eq=False)
@@ -195,6 +197,8 @@ def _made(device: Device) -> Iterator[Operation]:
     yield Mkdir(front, (f"n{domid}", "r0"))
     for name, value in in_front:
         yield Write(f"{front}/{name}", value)
+    for name, value in device.new.front_readonly:
+        yield Write(f"{front}/{name}", value, ("n0", f"r{domid}"))
     yield Remove(back)
     yield Mkdir(back, ("n0", f"r{domid}"))
     yield Write(f"{back}/frontend", front)

@@ -28,7 +28,7 @@ from dom0.host.runtimes import RuntimeMissing
 from dom0.host.spawn import Spawner, SpawnError
 from dom0.host.switchboard import Switchboard
 from dom0.host.vm import Vm, VmStuck
-from dom0.toolstack import disks, domain0, hostinfo, storetree
+from dom0.toolstack import disks, domain0, hostinfo, nics, storetree
 from dom0.toolstack.assembler import Assembler
 from dom0.toolstack.building import Progress
 from dom0.toolstack.config import ConfigError, DomainConfig, ShutdownAction, check_name
@@ -36,6 +36,7 @@ from dom0.toolstack.devices import DeviceError, Devices
 from dom0.toolstack.diskspec import DiskConfig
 from dom0.toolstack.dmesg import MessageBuffer
 from dom0.toolstack.domain import GuestDomain, ToolstackError
+from dom0.toolstack.vifspec import NicConfig, NicSyntaxError, settle
 from xen_py.abi.xen import ShutdownReason
 from xen_py.clock import Clock
 from xen_py.grants import INITIAL_FRAMES
@@ -162,6 +163,21 @@ class Toolstack:
         """`xl block-list`."""
         return disks.rows(self._client, self.devices, DomId(domid))
 
+    # network cards
+
+    async def attach_nic(self, domid: int, nic: NicConfig) -> None:
+        """`xl network-attach`."""
+        self._running(domid)
+        await nics.attach(self.devices, self.find(domid), nic)
+
+    async def detach_nic(self, domid: int, name: str) -> None:
+        """`xl network-detach`."""
+        await nics.detach(self.devices, self.find(domid), name)
+
+    def nic_rows(self, domid: int) -> list[dict[str, Any]]:
+        """`xl network-list`."""
+        return nics.rows(self._client, self.devices, DomId(domid))
+
     # creating
 
     async def create(
@@ -169,6 +185,7 @@ class Toolstack:
     ) -> GuestDomain:
         """A new domain, running unless `paused`. Raises `ToolstackError`; then nothing of it is left."""
         self._check(config)
+        config = self._settled(config)
         domid = self._next_domid()
         self._refuse_taken(config.name, domid)
         self._refuse_too_much(config, domid)
@@ -211,6 +228,13 @@ class Toolstack:
             if value is not None and not low <= value <= high:
                 had = f"{low} to {high}" if low < high else f"{high} only"
                 raise ToolstackError(f"{key}={value}: a guest of this host can have {had}", code=EXIT_FAILED)
+
+    def _settled(self, config: DomainConfig) -> DomainConfig:
+        """With what a guest keeps from now on, however often it restarts."""
+        try:
+            return attrs.evolve(config, nics=settle(config.nics, config.uuid))
+        except NicSyntaxError as error:
+            raise ToolstackError(str(error), code=EXIT_FAILED) from None
 
     def _next_domid(self) -> DomId:
         for _ in range(LAST_DOMID):

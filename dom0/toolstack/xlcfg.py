@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dom0.toolstack import diskspec
+from dom0.toolstack import diskspec, vifspec
 from dom0.toolstack.cfgfile import ConfigSyntaxError, Setting, Value, merge, parse
 from dom0.toolstack.config import ConfigError, DomainConfig, ShutdownAction
 from dom0.toolstack.deviceconfig import DeviceConfig, DeviceSyntaxError
 from dom0.toolstack.diskspec import DiskConfig, DiskSyntaxError
+from dom0.toolstack.vifspec import NicConfig, NicSyntaxError
 from dom0.toolstack.xlcfg_keys import KNOWN, NOT_BUILT_YET, WITHOUT_EFFECT_ON_PV, nearest
 from xen_py.spec import Program
 
@@ -85,6 +86,7 @@ def _interpret(settings: dict[str, Setting], warn: Callable[[str], None]) -> Dom
         raise ConfigError("Neither kernel nor bootloader specified")
     fields["devices"] = _devices(reader)
     fields["disks"] = _disks(reader)
+    fields["nics"] = _nics(reader, warn)
     if Program.parse(kernel) is not None:
         fields["program_path"] = (_folder_of(settings["kernel"].source),)
     return DomainConfig(
@@ -203,6 +205,19 @@ def _disks(reader: _Reader) -> tuple[DiskConfig, ...]:
         return tuple(diskspec.parse([item]) for item in reader.strings("disk"))
     except DiskSyntaxError as error:
         raise ConfigError(f"{setting.source}: {error}") from None
+
+
+def _nics(reader: _Reader, warn: Callable[[str], None]) -> tuple[NicConfig, ...]:
+    setting = reader.settings.get("vif")
+    if setting is None or setting.value == "":
+        return ()
+    try:
+        return tuple(
+            vifspec.parse([word for word in item.split(",") if word], setting.source, warn)
+            for item in reader.strings("vif")
+        )
+    except NicSyntaxError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _folder_of(source: str) -> str:

@@ -18,7 +18,7 @@ SUPPORTED = _words("""
     name uuid type builder memory maxmem vcpus maxvcpus kernel ramdisk bootloader cmdline root extra
     on_poweroff on_reboot on_watchdog on_crash on_soft_reset
     max_event_channels max_grant_frames max_maptrack_frames max_grant_version nomigrate
-    device disk
+    device disk vif
 """)
 
 WITHOUT_EFFECT_ON_PV = _words("""
@@ -44,7 +44,7 @@ NOT_BUILT_YET: dict[str, tuple[str, ...]] = dict.fromkeys(
     bootloader_args bootloader_restrict bootloader_user firmware
     xenstore_quota xenstore_feature_mask driver_domain e820_host tsc_mode localtime rtc_timeoffset
     seclabel init_seclabel passthrough xend_suspend_evtchn_compat
-    vif vif2 vtpm p9 pvcalls vfb vkb vdispl vsnd channel usbctrl usbdev virtio
+    vif2 vtpm p9 pvcalls vfb vkb vdispl vsnd channel usbctrl usbdev virtio
     pci pci_permissive pci_msitranslate pci_seize pci_power_mgmt dtdev ioports iomem irqs
     altp2m altp2m_count arm_sci device_tree gic_version llc_colors msr_relaxed nr_spis sve tee timer_mode
     trap_unmapped_accesses videoram vmtrace_buf_kb vnc vpmu vuart

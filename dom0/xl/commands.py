@@ -152,15 +152,21 @@ TABLE: tuple[Spec, ...] = (
     """),
     Spec("dmesg", "[-c]", "Read and/or clear dmesg buffer", "cmd_info:dmesg",
            "  -c                        Clear dmesg buffer as well as printing it"),
+    Spec("netcap", "bridge=<name>|<Domain> [<DevId>] [-w FILE] [--snap N] [--seconds N]",
+         "Capture frames of a bridge or of a network card", "cmd_netcap:netcap"),
     Spec("trace", "[--domain D] [--kinds K,...] [--seconds N] [--json|--perfetto FILE]",
          "Show what running guests do, as it happens", "cmd_trace:trace"),
     *_later("""
         - | top |  | Watch host and guests as they run
-        DM | network-attach | <Domain> [key=value ...] | Give a running guest a network card
-        - | network-list | <Domain(s)> | Show guests' network cards
-        M | network-detach | <Domain> <DevId|mac> | Take a network card from a running guest
         - | channel-list | <Domain(s)> | Show guests' channels
     """),
+    Spec("network-attach",
+           "<Domain> [type=<type>] [mac=<mac>] [bridge=<bridge>] [ip=<ip>] [script=<script>] [backend=<BackDomain>] "
+           "[vifname=<name>] [rate=<rate>] [model=<model>] [accel=<accel>] [mtu=<mtu>]",
+           "Create a new virtual network device", "cmd_network:network_attach", can_dry_run=True, modifies=True),
+    Spec("network-list", "<Domain(s)>", "List virtual network interfaces for a domain", "cmd_network:network_list"),
+    Spec("network-detach", "<Domain> <DevId|mac>", "Destroy a domain's virtual network device",
+           "cmd_network:network_detach", modifies=True),
     Spec("block-attach", "<Domain> <disk-spec-component(s)>...", "Create a new virtual block device",
            "cmd_block:block_attach", can_dry_run=True, modifies=True),
     Spec("block-list", "<Domain(s)>", "List virtual block devices for a domain", "cmd_block:block_list"),

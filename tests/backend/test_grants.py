@@ -98,6 +98,25 @@ async def test_frames_are_shared_with_the_guest(processes: bool) -> None:
             await grants_of(guest).unpin([frame])
 
 
+@pytest.mark.parametrize("processes", [False, True])
+async def test_a_little_data_is_copied_by_the_domain(processes: bool) -> None:
+    async with idle_guest(processes=processes) as (_, guest):
+        grants = grants_of(guest)
+        ref, readonly = grant(guest, 8, FIRST_PFN), grant(guest, 9, FIRST_PFN + 1, PERMIT | READONLY)
+        page(guest, FIRST_PFN)[4090:] = b"secret"
+        found = await grants.copy_out([(ref, 4090, 6), (GrantRef(77), 0, 1), (readonly, 0, 0)])
+        assert found == [b"secret", GrantStatus.GENERAL_ERROR, b""]
+        assert await grants.copy_in([(ref, 4092, b"kt"), (readonly, 0, b"x")]) == [
+            GrantStatus.OKAY,
+            GrantStatus.GENERAL_ERROR,
+        ]
+        assert bytes(page(guest, FIRST_PFN)[4090:]) == b"sektet"
+        assert entry(guest, ref)[0] == PERMIT
+        for parts in ([(ref, 4090, 7)], [(ref, -1, 1)], [(ref, 0, 4096)] * 5):
+            with pytest.raises(ValueError, match="copy"):
+                await grants.copy_out(parts)
+
+
 async def test_reserved_entries_are_the_console_and_the_store() -> None:
     async with idle_guest() as (_, guest):
         frames = await pinned(

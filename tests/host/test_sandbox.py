@@ -98,6 +98,28 @@ def test_what_a_guest_that_broke_out_would_like(what: str, body: Callable[[], ob
     assert in_child(body) == 77, what
 
 
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (0, lambda: socket.socket(socket.AF_INET).bind(("127.0.0.1", 0))),
+        (0, lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()),
+        (0, lambda: os.close(os.open("/etc/passwd", os.O_RDONLY))),
+        (77, lambda: socket.socket(socket.AF_UNIX)),
+        (77, lambda: socket.socket(socket.AF_NETLINK)),
+        (77, lambda: os.open("/tmp/xen-py-sandbox-test", os.O_WRONLY | os.O_CREAT)),
+        (77, os.fork),
+        (77, lambda: os.execv("/bin/true", ["true"])),
+        (77, lambda: os.kill(os.getppid(), 0)),
+    ],
+)
+def test_what_the_network_process_may_do(status: int, body: Callable[[], object]) -> None:
+    def confined() -> None:
+        sandbox.confine_network()
+        body()
+
+    assert in_child(confined, confined=False) == status
+
+
 def test_the_log_cannot_be_filled(tmp_path: Path) -> None:
     log = os.open(tmp_path / "log", os.O_RDWR | os.O_CREAT | os.O_APPEND)
     os.write(log, bytes(100))

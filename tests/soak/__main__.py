@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import sys
 
-from tests.soak import boots, debian, drivers, pairs, xenstore
+from tests.soak import boots, debian, drivers, network, pairs, xenstore
+
+RUNS = (boots, pairs, drivers, debian, xenstore, network)
 
 if __name__ == "__main__":
-    sys.exit(boots.main([]) or pairs.main([]) or drivers.main([]) or debian.main([]) or xenstore.main([]))
+    sys.exit(next((status for run in RUNS if (status := run.main([]))), 0))

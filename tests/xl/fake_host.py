@@ -186,6 +186,22 @@ class FakeHost:
         numbers = {"devid": 51712, "backend_id": 0, "frontend_id": domid, "state": 4, "evtch": 11, "rref": -1}
         return [numbers | {"backend": backend}]
 
+    def network_attach(self, domid: int, nic: dict[str, Any]) -> None:
+        self._existing(domid)
+        if nic["backend_domain"] is not None:
+            raise Refused(f"Domain {domid}:backend={nic['backend_domain']} is not built yet")
+
+    def network_detach(self, domid: int, device: str) -> None:
+        self._existing(domid)
+        if device == "7":
+            raise Refused("Unknown device 7.")
+
+    def network_list(self, domid: int) -> list[dict[str, Any]]:
+        self._existing(domid)
+        backend = f"/local/domain/0/backend/vif/{domid}/0"
+        numbers = {"devid": 0, "backend_id": 0, "frontend_id": domid, "handle": 0, "state": 4, "evtch": 11}
+        return [numbers | {"rref_tx": 768, "rref_rx": 769, "mac": "00:16:3e:00:00:01", "backend": backend}]
+
     def domain_rename(self, domid: int, name: str) -> None:
         self._existing(domid)["name"] = name
 

@@ -286,7 +286,7 @@ def test_debug_shows_the_configuration_on_stderr(host: FakeHost, xl: Xl, cfg: st
                            "Failed to parse config: Invalid argument"]),
         ('name="x"\ntype="pv"\n', 1, ["Neither kernel nor bootloader specified"]),
         (CFG + "memmory=1\n", 0, ["{cfg}:4: warning: unknown parameter `memmory' is ignored, did you mean `memory'?"]),
-        (CFG + "vif=['']\n", 1, ["{cfg}:4: parameter `vif': xen-py does not have this yet"]),
+        (CFG + "vtpm=['']\n", 1, ["{cfg}:4: parameter `vtpm': xen-py does not have this yet"]),
         (CFG + "type='pvh'\n", 1, ['{cfg}:4: type="pvh": xen-py boots PV guests only, it does not have this yet']),
     ],
 )  # fmt: skip

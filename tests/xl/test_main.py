@@ -17,13 +17,14 @@ from tests.xl.fake_host import FakeHost, Refused
 
 
 def test_every_command_of_xl_is_known() -> None:
-    assert len(TABLE) == 97  # cmd_table has 97, one of them for Arm only; `trace` is ours
-    assert len({spec.name for spec in TABLE}) == 97
+    assert len(TABLE) == 98  # cmd_table has 97, one of them for Arm only; `trace` and `netcap` are ours
+    assert len({spec.name for spec in TABLE}) == 98
     assert sum(spec.can_dry_run for spec in TABLE) == 12
     assert [spec.name for spec in TABLE if spec.run] == [
         "create", "list", "destroy", "shutdown", "reboot", "pause", "unpause", "console", "cd-insert", "cd-eject",
-        "vcpu-list", "vm-list", "info", "domid", "domname", "rename", "debug-keys", "dmesg", "trace",
-        "block-attach", "block-list", "block-detach", "uptime",
+        "vcpu-list", "vm-list", "info", "domid", "domname", "rename", "debug-keys", "dmesg", "netcap", "trace",
+        "network-attach", "network-list", "network-detach", "block-attach", "block-list", "block-detach",
+        "uptime",
     ]  # fmt: skip
 
 

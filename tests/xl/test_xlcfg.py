@@ -116,7 +116,10 @@ def test_single_keys(text: str, field: str, value: Any) -> None:
         (MINIMAL + "on_crash='explode'", 'Unknown on_crash action "explode" specified'),
         (MINIMAL + "on_crash='coredump-restart'", 'F:3: on_crash="coredump-restart": xen-py does not have this yet'),
         (MINIMAL + "on_reboot='soft-reset'", 'F:3: on_reboot="soft-reset": xen-py does not have this yet'),
-        (MINIMAL + "vif=['']", "F:3: parameter `vif': xen-py does not have this yet"),
+        (MINIMAL + "vif=['nonsense']", "unrecognized argument `nonsense'"),
+        (MINIMAL + "vif=['mac=1:2:3']", "Invalid parameter `mac'."),
+        (MINIMAL + "vif=['rate=10']", "F: config parsing error in vif: invalid rate in `10'"),
+        (MINIMAL + "vtpm=['']", "F:3: parameter `vtpm': xen-py does not have this yet"),
         (
             MINIMAL + "disk=['/img,raw']",
             "F: config parsing error in disk specification: no vdev specified in `/img,raw'",

@@ -18,6 +18,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -53,6 +54,13 @@ static const uint32_t reading[] = {
 #endif
 };
 
+// What a user-mode network stack needs beside: sockets of the Internet families, and what is done with them.
+static const uint32_t networking[] = {
+    SYS_connect, SYS_bind, SYS_listen, SYS_accept, SYS_accept4, SYS_shutdown, SYS_getsockname, SYS_getpeername,
+    SYS_setsockopt, SYS_getsockopt, SYS_ioctl, SYS_fcntl,
+};
+
+#define NETWORKING ((int)(sizeof networking / sizeof networking[0]))
 #define READING ((int)(sizeof reading / sizeof reading[0]))
 #define ALLOWED ((int)(sizeof allowed / sizeof allowed[0]))
 #define FIELD(name) ((uint32_t)offsetof(struct seccomp_data, name))
@@ -60,10 +68,11 @@ static const uint32_t reading[] = {
 #define IF_EQ(value, yes, no) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, value, yes, no)
 #define RETURN(what) BPF_STMT(BPF_RET | BPF_K, what)
 
-// Install the filter for this process for good; with `may_read_files` files can be opened for reading. 0, or -errno.
-int xenpy_sandbox_filter(int may_read_files)
+// Install the filter for this process for good; with `may_read_files` files can be opened for reading, with
+// `may_use_network` Internet sockets be made. 0, or -errno.
+int xenpy_sandbox_filter(int may_read_files, int may_use_network)
 {
-    struct sock_filter code[48 + 2 * (ALLOWED + READING)];
+    struct sock_filter code[64 + 2 * (ALLOWED + READING + NETWORKING)];
     unsigned short n = 0;
     const uint32_t thread = CLONE_VM | CLONE_THREAD | CLONE_SIGHAND;
 
@@ -87,6 +96,18 @@ int xenpy_sandbox_filter(int may_read_files)
         code[n++] = (struct sock_filter)IF_EQ(0, 0, 1);
         code[n++] = (struct sock_filter)RETURN(SECCOMP_RET_ALLOW);
         code[n++] = (struct sock_filter)LOAD(FIELD(nr)); // the number again, for what follows
+    }
+    for (int i = 0; may_use_network && i < NETWORKING; i++) {
+        code[n++] = (struct sock_filter)IF_EQ(networking[i], 0, 1);
+        code[n++] = (struct sock_filter)RETURN(SECCOMP_RET_ALLOW);
+    }
+    if (may_use_network) {
+        code[n++] = (struct sock_filter)IF_EQ(SYS_socket, 0, 5);
+        code[n++] = (struct sock_filter)LOAD(FIELD(args[0]));
+        code[n++] = (struct sock_filter)IF_EQ(AF_INET, 1, 0);
+        code[n++] = (struct sock_filter)IF_EQ(AF_INET6, 0, 1);
+        code[n++] = (struct sock_filter)RETURN(SECCOMP_RET_ALLOW);
+        code[n++] = (struct sock_filter)LOAD(FIELD(nr));
     }
     // glibc falls back to clone, whose flags a filter can read: threads yes, processes no
     code[n++] = (struct sock_filter)IF_EQ(SYS_clone3, 0, 1);

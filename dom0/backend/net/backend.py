@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The network backend: what netback is on a Xen host, for one vif of one guest, on a switch instead of a Linux bridge.
+
+What the toolstack writes for it is what libxl writes: `mac`, `bridge`, `ip`, `rate` (bytes and microseconds), `mtu`,
+`vlan`; and `forward`, which is ours. What it offers: scatter-gather, checksum and segmentation offload for TCP over
+IPv4 and IPv6, several queues, event channels of their own for sending and receiving, multicast control. The only way to
+receive is rx-copy.
+
+A vif is on its switch while both halves are connected: that is its carrier. The rings' work is in `transmit` and
+`receive`. There is no hotplug script to wait for: the switch is in this process, and `hotplug-status` says so at once.
+Owner: the trio thread.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+
+from dom0.backend.driver import Backend, Frontend
+from dom0.backend.net.filters import AddressFilter, parse_addresses
+from dom0.backend.net.forward import Forward, parse_forwards
+from dom0.backend.net.receive import Offers, RxServer
+from dom0.backend.net.switch import DEFAULT_BRIDGE, Port, Vlans, VlanSyntaxError
+from dom0.backend.net.transmit import Credit, Groups, TxServer
+from xen_py.drive import bus
+from xen_py.drive.bus import BadNode, Bus, Nodes
+from xen_py.drive.half import DeviceFailed
+from xen_py.drive.queue import BackQueue
+from xen_py.io import netif
+from xen_py.io.packet import Packet, flow
+from xen_py.types import GrantRef
+
+MAX_QUEUES = 4
+DEFAULT_MTU = 1500
+_LARGEST_MTU = 65535 - 18
+_LARGEST_REF = (1 << 32) - 1
+_LARGEST_PORT = 4095
+_FEATURES = (
+    "feature-sg",
+    "feature-gso-tcpv4",
+    "feature-gso-tcpv6",
+    "feature-ipv6-csum-offload",
+    "feature-rx-copy",
+    "feature-multicast-control",
+    "feature-dynamic-multicast-control",
+    "feature-split-event-channels",
+)
+
+
+class NetBackend(Backend):
+    """See the module."""
+
+    type = "vif"
+    ring = netif.TX_RING
+
+    def __init__(self, frontend: Frontend, bus: Bus, path: str, frontend_path: str, devid: int) -> None:
+        super().__init__(frontend, bus, path, frontend_path, devid)
+        self.vif = f"vif{frontend.domid}.{devid}"
+        self.port: Port | None = None
+        self.bridge = DEFAULT_BRIDGE
+        self._mac = bytes(6)
+        self._mtu = DEFAULT_MTU
+        self._vlans: Vlans | None = None
+        self._filter: AddressFilter | None = None
+        self._addresses: tuple[IPv4Address | IPv6Address, ...] = ()
+        self._forwards: tuple[Forward, ...] = ()
+        self._credit: Credit | None = None
+        self._receivers: list[RxServer] = []
+        self._tally: Counter[str] = Counter()
+        self._groups = Groups()
+
+    async def open(self, settings: Nodes) -> Mapping[str, str]:
+        try:
+            self._mac = parse_mac(bus.text(settings, "mac"))
+            addresses = bus.text(settings, "ip", "")
+            self._addresses = parse_addresses(addresses)
+            self._filter = AddressFilter(self._mac, self._addresses) if addresses else None
+            self._forwards = parse_forwards(bus.text(settings, "forward", ""))
+            vlan = bus.text(settings, "vlan", "")
+            self._vlans = Vlans.parse(vlan) if vlan else None
+        except (ValueError, VlanSyntaxError) as error:
+            raise DeviceFailed(str(error)) from error
+        self.bridge = bus.text(settings, "bridge", DEFAULT_BRIDGE)
+        self._mtu = bus.number(settings, "mtu", 68, _LARGEST_MTU, DEFAULT_MTU)
+        self._credit = _credit(bus.text(settings, "rate", ""))
+        return {
+            **dict.fromkeys(_FEATURES, "1"),
+            "feature-rx-flip": "0",
+            "multi-queue-max-queues": str(MAX_QUEUES),
+            "hotplug-status": "connected",
+        }
+
+    async def connect(self, nodes: Nodes) -> Mapping[str, str]:
+        if not bus.flag(nodes, "request-rx-copy"):
+            raise BadNode("the frontend does not ask for rx-copy, and there is no other way to receive")
+        offers = Offers.of(nodes, self._mtu)
+        groups = self._groups = Groups()
+        switch = self.frontend.bridges.get(self.bridge)
+        port = self.port = Port(switch, self.vif, self._deliver, self._mac, self._vlans, self._filter)
+        port.addresses, port.forwards = self._addresses, self._forwards
+        switch.add(port)
+        if bus.flag(nodes, "request-multicast-control"):
+            port.groups = groups.wanted
+        queues = bus.number(nodes, "multi-queue-num-queues", 1, MAX_QUEUES, 1)
+        for number in range(queues):
+            await self._open_lane(port, nodes, f"queue-{number}/" if queues > 1 else "", offers)
+        return {}
+
+    async def _open_lane(self, port: Port, nodes: Nodes, prefix: str, offers: Offers) -> None:
+        """A pair of rings."""
+
+        def number(name: str, highest: int) -> int:
+            return bus.number(nodes, prefix + name, 0, highest)
+
+        refs = [GrantRef(number(name, _LARGEST_REF)) for name in ("tx-ring-ref", "rx-ring-ref")]
+        tx = await self.map_ring(netif.TX_RING, refs[:1], lambda: ports[0].notify())
+        rx = await self.map_ring(netif.RX_RING, refs[1:], lambda: ports[-1].notify())
+        if prefix + "event-channel-tx" in nodes:
+            ports = [
+                self.bind(number("event-channel-tx", _LARGEST_PORT), tx.on_event),
+                self.bind(number("event-channel-rx", _LARGEST_PORT), rx.on_event),
+            ]
+        else:
+            ports = [self.bind(number("event-channel", _LARGEST_PORT), lambda: _both(tx, rx))]
+        grants = self.frontend.grants
+        sender = TxServer(tx, grants, port.send, self._groups, self._credit, self._tally)
+        receiver = RxServer(rx, grants, offers, self._tally)
+        self._receivers.append(receiver)
+        for task in (sender.serve, receiver.collect, receiver.serve):
+            self.start(lambda task: task(), task)
+
+    def _deliver(self, packet: Packet) -> bool:
+        """From the switch to the queue of the packet's connection."""
+        receivers = self._receivers
+        if not receivers:
+            return False
+        if len(receivers) == 1:
+            return receivers[0].deliver(packet)
+        return receivers[flow(packet.data) % len(receivers)].deliver(packet)
+
+    async def do_disconnect(self) -> None:
+        if self.port is not None:
+            self.port.unplug()
+        for receiver in self._receivers:
+            receiver.stop()
+        self._receivers = []
+        await super().do_disconnect()
+
+    def statistics(self) -> dict[str, Any]:
+        found = super().statistics() | {"bridge": self.bridge, **{f"vif_{k}": v for k, v in self._tally.items()}}
+        if self.port is not None:
+            found["port"] = self.port.statistics()
+        found["waiting"] = [len(receiver.waiting) for receiver in self._receivers]
+        return found
+
+
+def _both(tx: BackQueue, rx: BackQueue) -> None:
+    tx.on_event()
+    rx.on_event()
+
+
+def parse_mac(text: str) -> bytes:
+    """An Ethernet address of one station. ValueError."""
+    parts = text.split(":")
+    try:
+        mac = bytes(int(part, 16) for part in parts)
+    except ValueError:
+        mac = b""
+    if len(mac) != 6 or mac[0] & 1 or mac == bytes(6):
+        raise ValueError(f"mac={text} is not the Ethernet address of a card")
+    return mac
+
+
+def _credit(text: str) -> Credit | None:
+    """The node `rate`: bytes in each interval, and its microseconds."""
+    if not text:
+        return None
+    size, comma, interval = text.partition(",")
+    if not (comma and size.isdecimal() and interval.isdecimal() and len(text) < 40 and int(size) and int(interval)):
+        raise DeviceFailed(f"rate={text} is not bytes and microseconds")
+    return Credit(int(size), int(interval) / 1e6)

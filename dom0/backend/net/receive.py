@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a guest receives: from the switch to the rx ring of one queue.
+
+The guest posts slots, each a granted frame; a packet takes as many as it has pages, and one for what is said of its
+segments. All packets that are waiting and have slots are copied into their frames in one batch, the frames are
+announced and given back, and only then answered. A packet that finds no slots waits, and later ones are dropped at a
+bound (`PacketQueue`): a guest that takes nothing costs its own packets.
+
+What the guest cannot take of offloads is made up for here: blank checksums put in, segments cut, anything larger than
+its MTU (or than a page, where it has no scatter-gather) dropped. Owner: the trio thread, two tasks a ring.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+
+import attrs
+
+from dom0.backend.grants import GuestGrants, PinnedFrame
+from dom0.backend.net.switch import PacketQueue
+from dom0.host.grantorders import MOST_COPIED
+from xen_py.abi.grant_table import GrantStatus
+from xen_py.drive import bus
+from xen_py.drive.bell import Bell
+from xen_py.drive.bus import Nodes
+from xen_py.drive.queue import BackQueue
+from xen_py.io.netchain import gso_extra, rx_chain, rx_slots
+from xen_py.io.netif import GsoType, RxFlag, RxRequest, RxResponse, Status
+from xen_py.io.packet import ETHERNET, VLAN_TAG, Csum, Packet, complete, headers, segment, segment_header
+from xen_py.types import PAGE_SIZE, GrantRef
+
+_MOST_AT_ONCE = 256
+"""Slots filled in one visit."""
+
+
+@attrs.frozen
+class Offers:
+    """What a frontend says it can receive."""
+
+    sg: bool
+    gso: frozenset[GsoType]
+    blank_v4: bool
+    blank_v6: bool
+    mtu: int
+
+    @classmethod
+    def of(cls, nodes: Nodes, mtu: int) -> Offers:
+        """From its directory. BadNode."""
+        sg = bus.flag(nodes, "feature-sg")
+        gso = {GsoType.TCPV4: "feature-gso-tcpv4", GsoType.TCPV6: "feature-gso-tcpv6"}
+        return cls(
+            sg,
+            frozenset(kind for kind, name in gso.items() if sg and bus.flag(nodes, name)),
+            not bus.flag(nodes, "feature-no-csum-offload"),
+            bus.flag(nodes, "feature-ipv6-csum-offload"),
+            mtu,
+        )
+
+    def fit(self, packet: Packet) -> list[Packet]:
+        """The packet as this frontend can take it, in one piece or several; nothing if it cannot."""
+        if packet.gso is not GsoType.NONE:
+            front = segment_header(packet)
+            if front is None or front + packet.gso_size > self._longest:
+                return []
+            if packet.gso in self.gso:
+                return [packet]
+            pieces = segment(packet)
+        else:
+            pieces = [packet]
+        if any(len(piece.data) > self._longest for piece in pieces):
+            return []
+        return [self._checked(piece) for piece in pieces]
+
+    @property
+    def _longest(self) -> int:
+        whole = self.mtu + ETHERNET + VLAN_TAG
+        return whole if self.sg else min(whole, PAGE_SIZE)
+
+    def _checked(self, packet: Packet) -> Packet:
+        if packet.csum is not Csum.BLANK or (self.blank_v4 and self.blank_v6):
+            return packet
+        found = headers(packet.data)
+        if found is not None and (self.blank_v6 if found.version == 6 else self.blank_v4):
+            return packet
+        return complete(packet)
+
+
+class RxServer:
+    """One rx ring."""
+
+    def __init__(self, queue: BackQueue, grants: GuestGrants, offers: Offers, counts: Counter[str]) -> None:
+        self._queue = queue
+        self._grants = grants
+        self._offers = offers
+        self._counts = counts
+        self._bell = Bell()
+        self._slots: deque[RxRequest] = deque()
+        self._closing = False
+        self.waiting = PacketQueue(self._bell.ring)
+
+    def deliver(self, packet: Packet) -> bool:
+        """A packet for the guest; False: it is lost."""
+        pieces = self._offers.fit(packet)
+        if not pieces:
+            self._counts["too_large"] += 1
+            return False
+        taken = [self.waiting.put(piece) for piece in pieces]
+        return all(taken)
+
+    async def collect(self) -> None:
+        """Take the slots that the guest posts, until the queue ends. RingBroken."""
+        while (batch := await self._queue.batch()) is not None:
+            self._slots.extend(batch)
+            if self.waiting:
+                self._bell.ring()
+
+    async def serve(self) -> None:
+        """Bring packets and slots together until `stop`. GuestGone."""
+        while not self._closing:
+            plan = self._plan()
+            if plan:
+                await self._fill(plan)
+            else:
+                await self._bell.wait()
+
+    def stop(self) -> None:
+        self._closing = True
+        self.waiting.clear()
+        self._bell.ring()
+
+    def _plan(self) -> list[tuple[Packet, list[RxRequest]]]:
+        """Packets with the slots they get, as many as there are of both."""
+        plan: list[tuple[Packet, list[RxRequest]]] = []
+        room = _MOST_AT_ONCE
+        while self.waiting:
+            packet = self.waiting.peek()
+            count = rx_slots(len(packet.data), int(packet.gso is not GsoType.NONE))
+            if count > len(self._slots):
+                self._counts["slots_lacking"] += not plan
+                break
+            if count > room:
+                break
+            room -= count
+            self.waiting.take()
+            plan.append((packet, [self._slots.popleft() for _ in range(count)]))
+        return plan
+
+    async def _fill(self, plan: list[tuple[Packet, list[RxRequest]]]) -> None:
+        size = sum(len(packet.data) for packet, _ in plan)
+        done = await (self._by_order(plan) if size <= MOST_COPIED else self._by_frames(plan))
+        for (packet, slots), good in zip(plan, done, strict=True):
+            if not good:
+                self._counts["bad_grants"] += 1
+                for slot in slots:
+                    self._queue.respond(RxResponse(slot.id, 0, 0, Status.ERROR))
+                continue
+            extras = [gso_extra(packet.gso, packet.gso_size)] if packet.gso is not GsoType.NONE else []
+            ids = [request.id for request in _for_data(packet, slots)]
+            for answer in rx_chain(ids, len(packet.data), _flags(packet), extras):
+                self._queue.respond(answer)
+        self._queue.flush()
+
+    async def _by_order(self, plan: list[tuple[Packet, list[RxRequest]]]) -> list[bool]:
+        """A little data: the domain copies it. Whether each packet has got there."""
+        parts = [
+            (GrantRef(request.gref), 0, packet.data[number * PAGE_SIZE : (number + 1) * PAGE_SIZE])
+            for packet, slots in plan
+            for number, request in enumerate(_for_data(packet, slots))
+        ]
+        found = iter(await self._grants.copy_in(parts))
+        statuses = [[next(found) for _ in _for_data(packet, slots)] for packet, slots in plan]
+        return [set(each) == {GrantStatus.OKAY} for each in statuses]
+
+    async def _by_frames(self, plan: list[tuple[Packet, list[RxRequest]]]) -> list[bool]:
+        """The same through pinned frames, whose announcement comes before their answers."""
+        wants = [(GrantRef(request.gref), False) for packet, slots in plan for request in _for_data(packet, slots)]
+        found = await self._grants.pin(wants)
+        done = []
+        at = 0
+        for packet, slots in plan:
+            count = len(_for_data(packet, slots))
+            frames = [frame for frame in found[at : at + count] if isinstance(frame, PinnedFrame)]
+            at += count
+            done.append(len(frames) == count)
+            if done[-1]:
+                for number, frame in enumerate(frames):
+                    frame.write(0, packet.data[number * PAGE_SIZE : (number + 1) * PAGE_SIZE])
+        await self._grants.unpin([frame for frame in found if isinstance(frame, PinnedFrame)])
+        return done
+
+
+def _for_data(packet: Packet, slots: list[RxRequest]) -> list[RxRequest]:
+    """Those that get data: the second is taken up by what is said of the segments."""
+    return slots if packet.gso is GsoType.NONE else [slots[0], *slots[2:]]
+
+
+def _flags(packet: Packet) -> int:
+    if packet.csum is Csum.BLANK:
+        return RxFlag.CSUM_BLANK | RxFlag.DATA_VALIDATED
+    return RxFlag.DATA_VALIDATED if packet.csum is Csum.VALID else 0

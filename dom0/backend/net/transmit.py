@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a guest sends: from the tx ring of one queue to the switch.
+
+A visit takes all slots there are, pins the frames of every good packet in one batch, copies each packet out once and
+gives the frames back (a little data is copied by the domain itself); only then is anything looked at, so the guest
+cannot change what has been checked. Answers go out when the frames are free again: netfront takes its grants back at
+that. With `rate=`, packets over the rate are neither passed on nor answered until there is credit, so that the guest
+feels it.
+
+Owner: the trio thread, one task a ring. Sources: xen/include/public/io/netif.h; the credit is netback's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import attrs
+import trio
+
+from dom0.backend.grants import GuestGrants, PinnedFrame
+from dom0.host.grantorders import MOST_COPIED
+from xen_py.drive.queue import BackQueue
+from xen_py.io.netchain import TxAssembler, TxChain
+from xen_py.io.netif import GSO_EXTRA, ExtraType, GsoType, Status, TxFlag
+from xen_py.io.packet import Csum, Packet, can_complete, segment_header
+from xen_py.types import GrantRef
+
+LEAST_BURST = 128 << 10
+"""Bytes that may be saved up, however low the rate: the largest packets must get through."""
+MOST_GROUPS = 64
+"""Multicast addresses a guest may ask for."""
+
+
+@attrs.define
+class Credit:
+    """`size` bytes may be sent in each interval of so many seconds; what is not used is saved up to a burst."""
+
+    size: int
+    interval: float
+    _left: int = 0
+    _renewed: float = -1.0
+
+    async def spend(self, size: int) -> bool:
+        """Wait until there is credit for that; whether there was at once."""
+        need = min(size, self._burst)
+        self._renew()
+        at_once = self._left >= need
+        while self._left < need:
+            intervals = -(-(need - self._left) // self.size)
+            await trio.sleep_until(self._renewed + intervals * self.interval)
+            self._renew()
+        self._left -= size
+        return at_once
+
+    @property
+    def _burst(self) -> int:
+        return max(LEAST_BURST, self.size)
+
+    def _renew(self) -> None:
+        now = trio.current_time()
+        if self._renewed < 0:
+            self._left, self._renewed = self.size, now
+        elapsed = int((now - self._renewed) / self.interval + 1e-6)  # no interval is short by a rounding
+        if elapsed > 0:
+            self._left = min(self._left + elapsed * self.size, self._burst)
+            self._renewed += elapsed * self.interval
+
+
+class Groups:
+    """The multicast addresses that a guest wants, where it controls that. `wanted` is shared with its port."""
+
+    def __init__(self) -> None:
+        self.wanted: set[bytes] = set()
+
+    def change(self, chain: TxChain) -> Status | None:
+        """Carry out an order to join or leave; None: the chain is none."""
+        status = None
+        for extra in chain.extras:
+            if extra.type == ExtraType.MCAST_ADD:
+                if not extra.data[0] & 1 or len(self.wanted | {extra.data}) > MOST_GROUPS:
+                    return Status.ERROR
+                self.wanted.add(extra.data)
+                status = Status.OKAY
+            elif extra.type == ExtraType.MCAST_DEL:
+                self.wanted.discard(extra.data)
+                status = Status.OKAY
+        return status
+
+
+class TxServer:
+    """One tx ring. `send` takes the packets."""
+
+    def __init__(
+        self,
+        queue: BackQueue,
+        grants: GuestGrants,
+        send: Callable[[Packet], None],
+        groups: Groups,
+        credit: Credit | None,
+        counts: Counter[str],
+    ) -> None:
+        self._queue = queue
+        self._grants = grants
+        self._send = send
+        self._groups = groups
+        self._credit = credit
+        self._counts = counts
+        self._assembler = TxAssembler()
+
+    async def serve(self) -> None:
+        """Until the queue ends. RingBroken, GuestGone."""
+        while (batch := await self._queue.batch()) is not None:
+            await self._visit(self._assembler.feed(batch))
+
+    async def _visit(self, chains: list[TxChain]) -> None:
+        statuses: dict[int, Status] = {}
+        good: list[TxChain] = []
+        for chain in chains:
+            if chain.refused is not None:
+                self._refuse(chain, statuses, "malformed")
+            elif chain.extras and (status := self._groups.change(chain)) is not None:
+                statuses[id(chain)] = status
+            else:
+                good.append(chain)
+        data = await self._copied(good) if good else {}
+        packets: list[Packet] = []
+        for chain in chains:
+            if id(chain) in statuses:
+                self._answer(chain, statuses[id(chain)])
+                continue
+            packet = self._packet(chain, data.get(id(chain)))
+            if packet is None:
+                self._answer(chain, Status.ERROR)
+                continue
+            if self._credit is not None and not await self._credit.spend(chain.size):
+                self._counts["throttled"] += 1
+            self._answer(chain, Status.OKAY)
+            packets.append(packet)
+            if self._credit is not None:
+                self._queue.flush()
+        self._queue.flush()
+        for packet in packets:
+            self._send(packet)
+
+    async def _copied(self, chains: list[TxChain]) -> dict[int, bytes]:
+        """Each packet's bytes, of those whose frames could all be had."""
+        parts = [chain.pieces() for chain in chains]
+        if sum(chain.size for chain in chains) <= MOST_COPIED:
+            return await self._copied_by_order(chains, parts)
+        found = await self._grants.pin([(GrantRef(ref), True) for pieces in parts for ref, _, _ in pieces])
+        copies: dict[int, bytes] = {}
+        at = 0
+        for chain, pieces in zip(chains, parts, strict=True):
+            frames = found[at : at + len(pieces)]
+            at += len(pieces)
+            held = [frame for frame in frames if isinstance(frame, PinnedFrame)]
+            if len(held) == len(pieces):
+                copies[id(chain)] = b"".join(
+                    [frame.data[start : start + length] for frame, (_, start, length) in zip(held, pieces, strict=True)]
+                )
+        await self._grants.unpin([frame for frame in found if isinstance(frame, PinnedFrame)])
+        return copies
+
+    async def _copied_by_order(
+        self, chains: list[TxChain], parts: list[list[tuple[int, int, int]]]
+    ) -> dict[int, bytes]:
+        """A little data: without frames."""
+        wants = [(GrantRef(ref), start, length) for pieces in parts for ref, start, length in pieces]
+        found = iter(await self._grants.copy_out(wants))
+        copies: dict[int, bytes] = {}
+        for chain, pieces in zip(chains, parts, strict=True):
+            answers = [next(found) for _ in pieces]
+            held = [answer for answer in answers if isinstance(answer, bytes)]
+            if len(held) == len(pieces):
+                copies[id(chain)] = b"".join(held)
+        return copies
+
+    def _packet(self, chain: TxChain, data: bytes | None) -> Packet | None:
+        """What a chain with those bytes is; None where it cannot be, which is counted."""
+        if data is None:
+            self._counts["bad_grants"] += 1
+            return None
+        flags = chain.requests[0].flags
+        csum = Csum.UNKNOWN
+        if flags & TxFlag.CSUM_BLANK:
+            csum = Csum.BLANK
+        elif flags & TxFlag.DATA_VALIDATED:
+            csum = Csum.VALID
+        gso = chain.extra(ExtraType.GSO)
+        if gso is None:
+            packet = Packet(data, csum)
+            fits = csum is not Csum.BLANK or can_complete(data)
+        else:
+            wanted = GSO_EXTRA.unpack(gso)
+            packet = Packet(data, Csum.BLANK, GsoType(wanted.type), wanted.size)
+            fits = segment_header(packet) is not None
+        if not fits:
+            self._counts["bad_offloads"] += 1
+            return None
+        return packet
+
+    def _refuse(self, chain: TxChain, statuses: dict[int, Status], why: str) -> None:
+        self._counts[why] += 1
+        statuses[id(chain)] = Status.ERROR
+
+    def _answer(self, chain: TxChain, status: Status) -> None:
+        for response in chain.responses(status):
+            self._queue.respond(response)
