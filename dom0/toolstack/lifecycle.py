@@ -192,15 +192,13 @@ class Toolstack:
         guest = GuestDomain(domid, config, config.name, config.uuid, start_time=self._clock.wall() / 1e9)
         guest.building = trio.CancelScope()
         self.domains[domid] = guest
-        finished = False
         try:
-            with guest.building:
+            with guest.building as building:
                 await self._assembler.make(guest, progress, self._on_over, self._on_death)
-                finished = True
             guest.building = None
             if guest.vm is not None and self._tracer is not None:
                 await guest.vm.trace(self._tracer)
-            if not finished:
+            if building.cancel_called:  # whether or not that has stopped it: somebody waits for the domain to go
                 raise ToolstackError(f"Domain {domid}:destroyed while it was being created", code=EXIT_FAILED)
             if not paused:
                 assert guest.vm is not None
