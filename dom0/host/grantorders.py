@@ -2,9 +2,9 @@
 """The host's orders about a domain's grants, carried out by the domain's loop, which owns the pins.
 
 `pin` and `unpin` are for backends, which live in dom0 and want many grants at once: a batch is one message, its size is
-bounded by `MOST_PINS` (`dom0.backend.grants` is the other end). `copy_out` and `copy_in` are theirs too: a little data,
-and one message instead of two. `map`, `unmap`, `read` and `write` are for another guest, which the host names
-(`dom0.host.foreign`); its flags are those of a mapping, GNTMAP_host, _device, _readonly.
+bounded by `MOST_PINS` (`dom0.backend.grants` is the other end). `copy_in` is theirs too: the data comes with the order.
+`map`, `unmap`, `read` and `write` are for another guest, which the host names (`dom0.host.foreign`); its flags are
+those of a mapping, GNTMAP_host, _device, _readonly.
 
 Runs on the domain's thread, between runs of its engine, and also while a hypercall of the domain waits for the host:
 two guests that use each other's grants would wait for ever otherwise.
@@ -26,9 +26,9 @@ MOST_PINS = 1024
 """Grants in one order."""
 USAGE_ROWS = 256
 """Lines of a report on grants: entries in use, and domains granted to."""
-MOST_COPIED = 16 << 10
-"""Bytes in one order that carries them: more are moved faster through pinned frames."""
-ORDERS = frozenset({"pin", "unpin", "copy_out", "copy_in", "map", "unmap", "read", "write", "grants"})
+MOST_COPIED = 96 << 10
+"""Bytes in one order that carries them."""
+ORDERS = frozenset({"pin", "unpin", "copy_in", "map", "unmap", "read", "write", "grants"})
 _DOM0 = DomId(0)
 
 
@@ -52,8 +52,6 @@ def carry_out(domain: Granter, kind: str, args: list[Any]) -> object:
             for ref, readonly in pins:
                 domain.grants.unpin(ref, _DOM0, readonly=readonly)
             return None
-        case "copy_out", [parts]:
-            return [_attempt(partial(_read, domain.grants, _DOM0, *part)) for part in parts]
         case "copy_in", [parts]:
             return [_attempt(partial(_write, domain, _DOM0, *part)) for part in parts]
         case "map", [user, ref, flags]:

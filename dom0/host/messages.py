@@ -19,8 +19,6 @@ meanwhile.
                                               ["unmap", n, user, ref, flags]  -> None
                                               ["read", n, user, ref, offset, length]  -> or the bytes
                                               ["write", n, user, ref, offset, bytes]
-                                              ["copy_out", n, [[ref, offset, length], ...]]
-                                                -> for each the bytes or a negative grant status
                                               ["copy_in", n, [[ref, offset, bytes], ...]]
                                                 -> for each a grant status
 
@@ -38,7 +36,7 @@ from typing import Any
 
 import msgpack  # type: ignore[import-untyped]
 
-LONGEST = 64 * 1024
+LONGEST = 128 * 1024
 """Bytes in one message."""
 
 

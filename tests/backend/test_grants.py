@@ -104,17 +104,25 @@ async def test_a_little_data_is_copied_by_the_domain(processes: bool) -> None:
         grants = grants_of(guest)
         ref, readonly = grant(guest, 8, FIRST_PFN), grant(guest, 9, FIRST_PFN + 1, PERMIT | READONLY)
         page(guest, FIRST_PFN)[4090:] = b"secret"
-        found = await grants.copy_out([(ref, 4090, 6), (GrantRef(77), 0, 1), (readonly, 0, 0)])
-        assert found == [b"secret", GrantStatus.GENERAL_ERROR, b""]
+        found = grants.copy_out([(ref, 4090, 6), (GrantRef(77), 0, 1), (readonly, 0, 0), (GrantRef(1 << 30), 0, 1)])
+        assert found == [b"secret", GrantStatus.GENERAL_ERROR, b"", GrantStatus.BAD_GNTREF]
+        for number, (flags, pfn, domid) in enumerate(
+            ((PERMIT, 1 << 30, 0), (PERMIT, FIRST_PFN, 1), (GrantFlag.ACCEPT_TRANSFER, FIRST_PFN, 0), (0, FIRST_PFN, 0))
+        ):
+            bad = grant(guest, 20 + number, pfn & 0x7FFFFFFF, flags, domid)
+            assert isinstance(grants.copy_out([(bad, 0, 1)])[0], GrantStatus)
+        pages = memory_of(guest).geometry.max_pages
+        assert grants.copy_out([(grant(guest, 30, pages), 0, 1)]) == [GrantStatus.BAD_PAGE]
         assert await grants.copy_in([(ref, 4092, b"kt"), (readonly, 0, b"x")]) == [
             GrantStatus.OKAY,
             GrantStatus.GENERAL_ERROR,
         ]
         assert bytes(page(guest, FIRST_PFN)[4090:]) == b"sektet"
         assert entry(guest, ref)[0] == PERMIT
-        for parts in ([(ref, 4090, 7)], [(ref, -1, 1)], [(ref, 0, 4096)] * 5):
+        assert grants.copy_out([(ref, 4090, 7), (ref, -1, 1)]) == [GrantStatus.BAD_COPY_ARG] * 2
+        for places in ([(ref, 4090, b"1234567")], [(ref, -1, b"1")], [(ref, 0, bytes(4096))] * 25):
             with pytest.raises(ValueError, match="copy"):
-                await grants.copy_out(parts)
+                await grants.copy_in(places)
 
 
 async def test_reserved_entries_are_the_console_and_the_store() -> None:

@@ -2,8 +2,8 @@
 """What a guest receives: from the switch to the rx ring of one queue.
 
 The guest posts slots, each a granted frame; a packet takes as many as it has pages, and one for what is said of its
-segments. All packets that are waiting and have slots are copied into their frames in one batch, the frames are
-announced and given back, and only then answered. A packet that finds no slots waits, and later ones are dropped at a
+segments. Packets that are waiting and have slots go to the domain in one order, which copies them into the frames; then
+they are answered. A packet that finds no slots waits, and later ones are dropped at a
 bound (`PacketQueue`): a guest that takes nothing costs its own packets.
 
 What the guest cannot take of offloads is made up for here: blank checksums put in, segments cut, anything larger than
@@ -16,7 +16,7 @@ from collections import Counter, deque
 
 import attrs
 
-from dom0.backend.grants import GuestGrants, PinnedFrame
+from dom0.backend.grants import GuestGrants
 from dom0.backend.net.switch import PacketQueue
 from dom0.host.grantorders import MOST_COPIED
 from xen_py.abi.grant_table import GrantStatus
@@ -28,9 +28,6 @@ from xen_py.io.netchain import gso_extra, rx_chain, rx_slots
 from xen_py.io.netif import GsoType, RxFlag, RxRequest, RxResponse, Status
 from xen_py.io.packet import ETHERNET, VLAN_TAG, Csum, Packet, complete, headers, segment, segment_header
 from xen_py.types import PAGE_SIZE, GrantRef
-
-_MOST_AT_ONCE = 256
-"""Slots filled in one visit."""
 
 
 @attrs.frozen
@@ -131,62 +128,39 @@ class RxServer:
     def _plan(self) -> list[tuple[Packet, list[RxRequest]]]:
         """Packets with the slots they get, as many as there are of both."""
         plan: list[tuple[Packet, list[RxRequest]]] = []
-        room = _MOST_AT_ONCE
+        room = MOST_COPIED
         while self.waiting:
             packet = self.waiting.peek()
             count = rx_slots(len(packet.data), int(packet.gso is not GsoType.NONE))
             if count > len(self._slots):
                 self._counts["slots_lacking"] += not plan
                 break
-            if count > room:
+            if len(packet.data) > room:
                 break
-            room -= count
+            room -= len(packet.data)
             self.waiting.take()
             plan.append((packet, [self._slots.popleft() for _ in range(count)]))
         return plan
 
     async def _fill(self, plan: list[tuple[Packet, list[RxRequest]]]) -> None:
-        size = sum(len(packet.data) for packet, _ in plan)
-        done = await (self._by_order(plan) if size <= MOST_COPIED else self._by_frames(plan))
-        for (packet, slots), good in zip(plan, done, strict=True):
-            if not good:
-                self._counts["bad_grants"] += 1
-                for slot in slots:
-                    self._queue.respond(RxResponse(slot.id, 0, 0, Status.ERROR))
-                continue
-            extras = [gso_extra(packet.gso, packet.gso_size)] if packet.gso is not GsoType.NONE else []
-            ids = [request.id for request in _for_data(packet, slots)]
-            for answer in rx_chain(ids, len(packet.data), _flags(packet), extras):
-                self._queue.respond(answer)
-        self._queue.flush()
-
-    async def _by_order(self, plan: list[tuple[Packet, list[RxRequest]]]) -> list[bool]:
-        """A little data: the domain copies it. Whether each packet has got there."""
         parts = [
             (GrantRef(request.gref), 0, packet.data[number * PAGE_SIZE : (number + 1) * PAGE_SIZE])
             for packet, slots in plan
             for number, request in enumerate(_for_data(packet, slots))
         ]
         found = iter(await self._grants.copy_in(parts))
-        statuses = [[next(found) for _ in _for_data(packet, slots)] for packet, slots in plan]
-        return [set(each) == {GrantStatus.OKAY} for each in statuses]
-
-    async def _by_frames(self, plan: list[tuple[Packet, list[RxRequest]]]) -> list[bool]:
-        """The same through pinned frames, whose announcement comes before their answers."""
-        wants = [(GrantRef(request.gref), False) for packet, slots in plan for request in _for_data(packet, slots)]
-        found = await self._grants.pin(wants)
-        done = []
-        at = 0
         for packet, slots in plan:
-            count = len(_for_data(packet, slots))
-            frames = [frame for frame in found[at : at + count] if isinstance(frame, PinnedFrame)]
-            at += count
-            done.append(len(frames) == count)
-            if done[-1]:
-                for number, frame in enumerate(frames):
-                    frame.write(0, packet.data[number * PAGE_SIZE : (number + 1) * PAGE_SIZE])
-        await self._grants.unpin([frame for frame in found if isinstance(frame, PinnedFrame)])
-        return done
+            requests = _for_data(packet, slots)
+            if {next(found) for _ in requests} != {GrantStatus.OKAY}:
+                self._counts["bad_grants"] += 1
+                for slot in slots:
+                    self._queue.respond(RxResponse(slot.id, 0, 0, Status.ERROR))
+                continue
+            extras = [gso_extra(packet.gso, packet.gso_size)] if packet.gso is not GsoType.NONE else []
+            ids = [request.id for request in requests]
+            for answer in rx_chain(ids, len(packet.data), _flags(packet), extras):
+                self._queue.respond(answer)
+        self._queue.flush()
 
 
 def _for_data(packet: Packet, slots: list[RxRequest]) -> list[RxRequest]:

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What a guest sends: from the tx ring of one queue to the switch.
 
-A visit takes all slots there are, pins the frames of every good packet in one batch, copies each packet out once and
-gives the frames back (a little data is copied by the domain itself); only then is anything looked at, so the guest
-cannot change what has been checked. Answers go out when the frames are free again: netfront takes its grants back at
-that. With `rate=`, packets over the rate are neither passed on nor answered until there is credit, so that the guest
-feels it.
+A visit takes all slots there are and copies each packet out once; only then is anything looked at, so the guest cannot
+change what has been checked. With `rate=`, packets over the rate are neither passed on nor answered until there is
+credit, so that the guest feels it.
 
 Owner: the trio thread, one task a ring. Sources: xen/include/public/io/netif.h; the credit is netback's.
 """
@@ -18,8 +16,7 @@ from collections.abc import Callable
 import attrs
 import trio
 
-from dom0.backend.grants import GuestGrants, PinnedFrame
-from dom0.host.grantorders import MOST_COPIED
+from dom0.backend.grants import GuestGrants
 from xen_py.drive.queue import BackQueue
 from xen_py.io.netchain import TxAssembler, TxChain
 from xen_py.io.netif import GSO_EXTRA, ExtraType, GsoType, Status, TxFlag
@@ -123,7 +120,7 @@ class TxServer:
                 statuses[id(chain)] = status
             else:
                 good.append(chain)
-        data = await self._copied(good) if good else {}
+        data = self._copied(good)
         packets: list[Packet] = []
         for chain in chains:
             if id(chain) in statuses:
@@ -143,31 +140,11 @@ class TxServer:
         for packet in packets:
             self._send(packet)
 
-    async def _copied(self, chains: list[TxChain]) -> dict[int, bytes]:
-        """Each packet's bytes, of those whose frames could all be had."""
+    def _copied(self, chains: list[TxChain]) -> dict[int, bytes]:
+        """Each packet's bytes, of those whose grants were all good."""
         parts = [chain.pieces() for chain in chains]
-        if sum(chain.size for chain in chains) <= MOST_COPIED:
-            return await self._copied_by_order(chains, parts)
-        found = await self._grants.pin([(GrantRef(ref), True) for pieces in parts for ref, _, _ in pieces])
-        copies: dict[int, bytes] = {}
-        at = 0
-        for chain, pieces in zip(chains, parts, strict=True):
-            frames = found[at : at + len(pieces)]
-            at += len(pieces)
-            held = [frame for frame in frames if isinstance(frame, PinnedFrame)]
-            if len(held) == len(pieces):
-                copies[id(chain)] = b"".join(
-                    [frame.data[start : start + length] for frame, (_, start, length) in zip(held, pieces, strict=True)]
-                )
-        await self._grants.unpin([frame for frame in found if isinstance(frame, PinnedFrame)])
-        return copies
-
-    async def _copied_by_order(
-        self, chains: list[TxChain], parts: list[list[tuple[int, int, int]]]
-    ) -> dict[int, bytes]:
-        """A little data: without frames."""
         wants = [(GrantRef(ref), start, length) for pieces in parts for ref, start, length in pieces]
-        found = iter(await self._grants.copy_out(wants))
+        found = iter(self._grants.copy_out(wants))
         copies: dict[int, bytes] = {}
         for chain, pieces in zip(chains, parts, strict=True):
             answers = [next(found) for _ in pieces]
