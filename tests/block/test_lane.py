@@ -256,6 +256,47 @@ async def test_reads_into_frames_that_may_hold_code_are_announced(tmp_path: Path
         assert not b.frames.announced
 
 
+async def test_random_slots_reach_nothing_but_known_frames_and_the_disk(tmp_path: Path) -> None:
+    path = image(tmp_path / "disk", SECTORS)
+    dice = random.Random(4)
+    known = range(DATA, DATA + 8)
+    async with bench(path) as b:
+        for page in range(DATA + 8, PAGES):
+            del b.frames.frames[GrantRef(page)]
+            b.page(page)[:] = bytes([page]) * PAGE_SIZE
+        b.frames._fresh = True
+        assert await b.one(9) == Status.EOPNOTSUPP
+        await b.lent()
+        for _ in range(1500):
+            await b.lent()
+            count = dice.randint(1, 3)
+            for _ in range(count):
+                slot = bytearray(dice.randbytes(112))
+                slot[0] = dice.choice((0, 1, 0, 1, 6, 6, dice.randrange(256)))
+                slot[1] = dice.choice((0, 1, 2, 11, 12, dice.randrange(256)))
+                slot[2:4] = dice.choice((1, 8, 256, 257, 65535)).to_bytes(2, "little")
+                if dice.random() < 0.9:
+                    slot[16:24] = dice.randrange(SECTORS + 20).to_bytes(8, "little")
+                refs = (24, 32, 40) if slot[0] != 6 else (28,)
+                for at in refs:
+                    if dice.random() < 0.95:
+                        slot[at : at + 4] = dice.choice(known).to_bytes(4, "little")
+                    if slot[0] != 6 and dice.random() < 0.9:
+                        slot[at + 4], slot[at + 5] = sorted((dice.randrange(8), dice.randrange(9)))
+                b.front.put_request(bytes(slot))
+            b.push()
+            answered = 0
+            with trio.fail_after(20):
+                while answered < count:
+                    answered += len(b.front.take_responses())
+                    if answered < count and not b.front.final_check():
+                        await trio.lowlevel.wait_readable(b.doorbell.inbox.eventfd)
+                        b.doorbell.inbox.take()
+        assert b.lane.statistics()["requests"] > 100
+        assert all(b.page(page) == bytes([page]) * PAGE_SIZE for page in range(DATA + 8, PAGES))
+    assert path.stat().st_size == SECTORS * 512
+
+
 async def test_who_looks_at_the_ring_sees_all_of_it(tmp_path: Path) -> None:
     seen: list[str] = []
     async with bench(image(tmp_path / "disk", SECTORS)) as b:
