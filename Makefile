@@ -15,8 +15,8 @@ help:
 	@echo "make demo    boot Debian's stock kernel as a PV guest; ends at its shell prompt (Ctrl-] leaves the console)"
 	@echo "make test    lint, type check and all tests"
 	@echo "make lint    ruff and mypy only"
-	@echo "make bench   boot time next to QEMU's, the store next to Xen's own (installs both where they are missing), rings, networks"
-	@echo "make soak    boots, stress and power-offs in a row"
+	@echo "make bench   boot time next to QEMU's, the store next to Xen's own (installs both where missing), rings, networks, disks"
+	@echo "make soak    boots, stress and power-offs in a row, disks for an hour and a hundred kills"
 	@echo "make native  compile what changed of the C parts"
 	@echo "make clean   remove all that make made here"
 
@@ -46,6 +46,7 @@ bench: native
 	$(BIN)/python benchmarks/bench_xenstore.py
 	$(BIN)/python benchmarks/bench_rings.py
 	$(BIN)/python benchmarks/bench_net.py
+	$(BIN)/python benchmarks/bench_block.py
 
 soak: native
 	$(BIN)/python -m tests.soak

@@ -92,7 +92,7 @@ def test_sealed() -> None:
     with pytest.raises(PermissionError):
         os.ftruncate(memory.fd, 0)
     with pytest.raises(PermissionError):
-        os.ftruncate(memory.fd, memory.geometry.size + PAGE_SIZE)
+        os.ftruncate(memory.fd, memory.geometry.file_size + PAGE_SIZE)
     assert fcntl.fcntl(memory.fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
     memory.close()
 

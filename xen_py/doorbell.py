@@ -51,10 +51,16 @@ _ffi, _native = open_native("""
     int xenpy_bell_take(void *bell, uint32_t *ports);
     int xenpy_bell_waiting(const void *bell);
     void xenpy_fence(void);
+    void xenpy_fence_all(void);
+    int xenpy_join_fences(void);
 """)
 
 fence = _native.xenpy_fence
 """A full memory fence."""
+fence_all = _native.xenpy_fence_all
+"""One for emulated guests too, whose own are none: before a decision by what such a guest has stored."""
+join_fences = _native.xenpy_join_fences
+"""Have `fence_all` of any process be one for the threads of this one, from now on. 0, or -1 where the kernel cannot."""
 
 
 class RunState(IntEnum):
@@ -76,6 +82,8 @@ class Bell:
         self._ports = _ffi.new("uint32_t[]", MAX_PORTS)
         self._words = words
         self.eventfd = eventfd
+        self.address = self._bell
+        """For native code that rings it."""
 
     def ring(self, port: Port) -> None:
         """Mark `port` and wake the other side, unless it is still to come for an earlier mark."""

@@ -15,6 +15,7 @@ import mmap
 import zlib
 
 from xen_py.abi.xen import FIRST_RESERVED_GDT_PAGE, INVALID_M2P_ENTRY
+from xen_py.doorbell import fence
 from xen_py.engine import Engine
 from xen_py.frames import FrameFlag, FrameTable
 from xen_py.memory import MFN_LIMIT, GuestMemory
@@ -184,10 +185,14 @@ class HypervisorSpace:
             self._engine.flush_tlb()
             if self._frames.code_maps[index]:
                 return
-        present = self._sum(index)
         if not flags[index] & FrameFlag.CODE_SEEN:
             flags[index] |= FrameFlag.CODE_SEEN
-        elif self._code_sums.get(index) != present:
+            self._memory.code_seen[index] = 1
+            fence()  # before anything is translated from what a backend may be writing now
+            self._code_sums[index] = self._sum(index)
+            return
+        present = self._sum(index)
+        if self._code_sums.get(index) != present:
             self.drop_code(index)
         self._code_sums[index] = present
 

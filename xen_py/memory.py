@@ -83,8 +83,13 @@ class MemoryGeometry:
 
     @property
     def size(self) -> int:
-        """The length of the memory file in bytes."""
+        """Bytes of all frames."""
         return self.nr_frames << PAGE_SHIFT
+
+    @property
+    def file_size(self) -> int:
+        """The length of the memory file: the frames, then a byte for each of them (`GuestMemory.code_seen`)."""
+        return self.size + (-(-self.nr_frames >> PAGE_SHIFT) << PAGE_SHIFT)
 
     @property
     def shared_info_mfn(self) -> Mfn:
@@ -133,13 +138,16 @@ class GuestMemory:
     """All of it, format 'B', writable, with the room behind it."""
     words: memoryview
     """The same memory, format 'Q'."""
+    code_seen: memoryview
+    """A byte for each frame, not 0 where translated code may exist of it: who writes the frame from outside and finds
+    0 afterwards need not say so. Only the domain's process writes here."""
     room: int
     """Frames of room there are behind the domain's own."""
 
     def __init__(self, fd: int, geometry: MemoryGeometry, room: int = 0) -> None:
         size = os.fstat(fd).st_size
-        if size != geometry.size:
-            raise ValueError(f"memory file of {size} bytes, but the domain's geometry has {geometry.size}")
+        if size != geometry.file_size:
+            raise ValueError(f"memory file of {size} bytes, but the domain's geometry has {geometry.file_size}")
         self.geometry = geometry
         self.room = room
         whole = geometry.size + (room << PAGE_SHIFT)
@@ -147,6 +155,8 @@ class GuestMemory:
         # unmapped when the last view has gone, whoever holds it
         self._start: Any = _ffi.gc(_ffi.cast("char *", address), lambda start: _libc.munmap(start, whole))
         _mapped(_libc.mmap(self._start, geometry.size, _READ_WRITE, mmap.MAP_SHARED | _MAP_FIXED, fd, 0))
+        self._marks = mmap.mmap(fd, geometry.file_size - geometry.size, offset=geometry.size)
+        self.code_seen = memoryview(self._marks)[: geometry.nr_frames]
         self.fd = fd
         self.bytes = memoryview(_ffi.buffer(self._start, whole))
         self.words = self.bytes.cast("Q")
@@ -156,7 +166,7 @@ class GuestMemory:
         """New sparse memory, all zero; it can be neither shrunk nor grown behind anyone's back."""
         fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.ftruncate(fd, geometry.size)
+            os.ftruncate(fd, geometry.file_size)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
             return cls(fd, geometry, room)
         except BaseException:
@@ -220,9 +230,11 @@ class GuestMemory:
         os.close(self.fd)
         self.fd = -1
         self._start = None
-        for held in (self.words, self.bytes):
+        for held in (self.words, self.bytes, self.code_seen):
             with suppress(BufferError):
                 held.release()
+        with suppress(BufferError):
+            self._marks.close()
 
 
 def _mapped(address: Any) -> Any:

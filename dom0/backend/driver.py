@@ -32,6 +32,7 @@ import trio
 from dom0.backend.grants import GuestGone, GuestGrants, PinnedFrame
 from dom0.backend.net.switch import Bridges
 from dom0.host.switchboard import Dom0Port
+from xen_py.doorbell import Doorbell
 from xen_py.drive import bus
 from xen_py.drive.bus import BadNode, Bus, Nodes
 from xen_py.drive.half import EXPECTED, DeviceFailed, Half
@@ -63,6 +64,9 @@ class Frontend(Protocol):
 
     def bind(self, port: Port, handler: Callable[[], None]) -> Dom0Port:
         """Connect to a port it offers. XenError."""
+
+    def doorbell(self) -> Doorbell | None:
+        """The guest's doorbell, once more, for a native thread that rings it; None where all events must be seen."""
 
 
 class Backend(Half):
@@ -124,7 +128,8 @@ class Backend(Half):
     ) -> BackQueue:
         """Map one ring (nodes `prefix` + `ring`...) and bind its event channel; `serve` begins to work on it."""
         queue = await self.map_ring(kind, self._ring_refs(nodes, prefix + ring), lambda: port.notify())
-        port = self.bind(bus.number(nodes, prefix + event, 1, _LARGEST_PORT), queue.on_event)
+        queue.peer_port = bus.number(nodes, prefix + event, 1, _LARGEST_PORT)
+        port = self.bind(queue.peer_port, queue.on_event)
         self.start(self._serve, queue)
         return queue
 

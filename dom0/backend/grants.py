@@ -30,6 +30,7 @@ import trio
 
 from dom0.host.grantorders import MOST_COPIED, MOST_PINS, USAGE_ROWS
 from xen_py.abi.grant_table import ENTRIES_PER_FRAME, GRANT_TYPE_MASK, GrantFlag, GrantStatus
+from xen_py.doorbell import fence
 from xen_py.memory import GRANT_FRAMES, GuestMemory
 from xen_py.trace import Tracer
 from xen_py.types import PAGE_SHIFT, PAGE_SIZE, DomId, GrantRef
@@ -88,7 +89,7 @@ class GuestGrants:
 
     def __init__(self, domid: DomId, memory: GuestMemory, order: Order) -> None:
         self.domid = domid
-        self._memory = memory
+        self.memory = memory
         self._order = order
         self._turn = trio.Lock()
         self._empty = trio.lowlevel.ParkingLot()
@@ -115,7 +116,7 @@ class GuestGrants:
         return found
 
     async def _pin(self, batch: Sequence[tuple[GrantRef, bool]]) -> list[PinnedFrame | GrantStatus]:
-        frames = self._memory.geometry.nr_frames
+        frames = self.memory.geometry.nr_frames
 
         def possible(results: Any) -> bool:
             return (
@@ -132,7 +133,7 @@ class GuestGrants:
                 self._statistics.refused += 1
                 found.append(GrantStatus(index))
                 continue
-            data = self._memory.bytes[index << PAGE_SHIFT : (index + 1) << PAGE_SHIFT]
+            data = self.memory.bytes[index << PAGE_SHIFT : (index + 1) << PAGE_SHIFT]
             found.append(PinnedFrame(ref, readonly, index, data.toreadonly() if readonly else data))
             self._statistics.pins += 1
             self._statistics.pinned += 1
@@ -174,7 +175,7 @@ class GuestGrants:
         return found
 
     def _copied(self, ref: GrantRef, offset: int, length: int) -> bytes | GrantStatus:
-        memory = self._memory
+        memory = self.memory
         if offset < 0 or length < 0 or offset + length > PAGE_SIZE or not 0 <= ref < _MOST_ENTRIES:
             return GrantStatus.BAD_GNTREF if not 0 <= ref < _MOST_ENTRIES else GrantStatus.BAD_COPY_ARG
         place = self._table + ref
@@ -211,8 +212,14 @@ class GuestGrants:
         return list(map(GrantStatus, results))
 
     async def announce(self, frames: Iterable[PinnedFrame]) -> None:
-        """Name what was written in frames that stay pinned, before the guest is told by a response."""
-        written = [frame for frame in frames if frame.written]
+        """Name what was written in frames that stay pinned, before the guest is told by a response.
+
+        Where no code has been seen that is nothing. The bytes were written before the look, and the domain marks a
+        frame before it translates any of it: one of the two sees the other.
+        """
+        fence()
+        seen = self.memory.code_seen
+        written = [frame for frame in frames if frame.written and seen[frame.index]]
         with trio.CancelScope(shield=True):
             for start in range(0, len(written), MOST_PINS):
                 await self._tell(written[start : start + MOST_PINS], unpin=False)
@@ -266,6 +273,7 @@ class PersistentPins:
     _kept: OrderedDict[tuple[GrantRef, bool], _Kept] = field(default_factory=OrderedDict)
     _turn: trio.Lock = field(default_factory=trio.Lock)
     _hits: Counter[str] = field(default_factory=Counter)
+    _changed: bool = False
 
     async def use(self, wants: Sequence[tuple[GrantRef, bool]]) -> list[PinnedFrame | GrantStatus]:
         """As `GuestGrants.pin`; `done` gives them back. The same grant may be in use several times."""
@@ -289,6 +297,7 @@ class PersistentPins:
                     continue
                 if answer is not None:
                     self._kept.setdefault(want, _Kept(answer)).uses += 1
+                    self._changed = True
                 self._hits["reused" if answer is None else "new"] += 1
                 self._kept.move_to_end(want)
                 found.append(self._kept[want].frame)
@@ -305,7 +314,15 @@ class PersistentPins:
         idle = [want for want, kept in self._kept.items() if not kept.uses]
         surplus = idle[: max(0, len(idle) - self.limit)]
         if surplus:
+            self._changed = True
             await self.grants.unpin([self._kept.pop(want).frame for want in surplus])
+
+    def known(self) -> dict[GrantRef, int] | None:
+        """Frame indices of all writable pins by reference; None where they are as at the last call."""
+        if not self._changed:
+            return None
+        self._changed = False
+        return {ref: kept.frame.index for (ref, readonly), kept in self._kept.items() if not readonly}
 
     async def close(self) -> None:
         """Unpin all; no request uses any."""

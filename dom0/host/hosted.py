@@ -68,6 +68,9 @@ class HostedVm:
         """The guest's memory as its domain has it, with room for that of others."""
         self._domain, self.runtime = make_program_domain(spec, spec.program, self._view, services, clock)
 
+    def another_doorbell(self) -> None:
+        """There is none: its events are calls."""
+
     async def run(self, _spawner: Spawner, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the program, paused at first, to its end; then wait for `destroy`, the domain's memory at hand."""
         task_status.started()

@@ -46,6 +46,7 @@ from dom0.toolstack.domain import GuestDomain, ToolstackError
 from dom0.toolstack.lifecycle import Toolstack
 from dom0.toolstack.xlcfg import parse_config, read_config_file
 from xen_py.clock import Clock, RealClock
+from xen_py.doorbell import Doorbell
 from xen_py.spec import Program
 from xen_py.types import DomId, Port
 from xenstore.daemon import Daemon
@@ -163,9 +164,13 @@ class FrontDomain:
     grants: GuestGrants
     switchboard: Switchboard
     bridges: Bridges
+    another_doorbell: Callable[[], Doorbell | None]
 
     def bind(self, port: Port, handler: Callable[[], None]) -> Dom0Port:
         return self.switchboard.bind(self.domid, port, handler)
+
+    def doorbell(self) -> Doorbell | None:
+        return self.another_doorbell()
 
 
 class Machine:
@@ -214,7 +219,7 @@ class Machine:
         guest = self.toolstack.domains.get(domid)
         if guest is None or guest.vm is None or guest.dying:
             return None
-        return FrontDomain(domid, guest.vm.grants, self.switchboard, self.bridges)
+        return FrontDomain(domid, guest.vm.grants, self.switchboard, self.bridges, guest.vm.another_doorbell)
 
     async def create(
         self, config: str | Path | DomainConfig, *overrides: str, paused: bool = False, progress: Progress | None = None

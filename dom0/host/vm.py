@@ -12,6 +12,7 @@ Owner: the trio thread. `run` must be running for any of it to work.
 from __future__ import annotations
 
 import logging
+import os
 import select
 import socket
 import time
@@ -313,6 +314,12 @@ class Vm:
         if self._loop is not None:
             self._statistics.delivered += 1
             self._doorbell.inbox.ring(port)
+
+    def another_doorbell(self) -> Doorbell | None:
+        """The page and its eventfds once more, to outlive the loop; None when that is gone."""
+        if self._loop is None:
+            return None
+        return Doorbell(*(os.dup(fd) for fd in self._doorbell.fds))
 
     async def pause(self) -> None:
         """Hold the domain; returns once its vCPUs have left the engine. Pauses count."""

@@ -20,7 +20,7 @@ from dom0.host import sandbox
 from dom0.host.looplink import HostGone, LoopLink
 from dom0.host.vmloop import Steppable, VmLoop
 from xen_py.clock import Clock, RealClock
-from xen_py.doorbell import Doorbell
+from xen_py.doorbell import Doorbell, join_fences
 from xen_py.foreign import room_for
 from xen_py.link import HostLink
 from xen_py.memory import GuestMemory
@@ -39,6 +39,7 @@ def run_domain(
 
     `confine` is called when all descriptors are in use and nothing of the guest's has been looked at.
     """
+    join_fences()
     memory_fd, page_fd, inbox_fd, outbox_fd, link_fd = fds
     with ExitStack() as stack:
         doorbell = stack.enter_context(closing(Doorbell(page_fd, inbox_fd, outbox_fd)))

@@ -53,6 +53,8 @@ LAST_DOMID = 0x7FEF
 """Ids from 0x7ff0 on are reserved."""
 ACKNOWLEDGE_SECONDS = 60
 """How long a guest has to take notice of control/shutdown."""
+ENDS_KEPT = 100
+"""Domains that are gone whose reason can still be asked for."""
 QUICK_DEATH_SECONDS = 1
 """A domain that lived no longer is restarted with a pause, lest it turns the machine into a heater."""
 
@@ -109,6 +111,8 @@ class Toolstack:
         self._assembler = Assembler(
             nursery, spawner, switchboard, store, self._client, messages, rundir, clock, self.devices, self.foreign
         )
+        self._ends: dict[DomId, int | None] = {}
+        """Reasons of the domains gone last."""
         self._last_domid = 0
         self._tracer: Tracer | None = None
         self._clock = clock
@@ -382,7 +386,12 @@ class Toolstack:
         self._assembler.write(storetree.renamed(guest.domid, name, guest.uuid))
 
     async def wait(self, domid: int, event: str) -> int | None:
-        """Until the domain has shut down, or is gone; its reason, None if it was destroyed."""
+        """Until the domain has shut down, or is gone; its reason, None if it was destroyed.
+
+        Of a domain that is gone already too: who made it may not have come to ask before it ended.
+        """
+        if DomId(domid) not in self.domains and DomId(domid) in self._ends:
+            return self._ends[DomId(domid)]
         guest = self.find(domid)
         if event == "shutdown":
             await guest.shut_down.wait()
@@ -402,6 +411,9 @@ class Toolstack:
         guest.dying = True
         await self._assembler.dismantle(guest)
         del self.domains[guest.domid]
+        self._ends[guest.domid] = guest.shutdown_reason
+        if len(self._ends) > ENDS_KEPT:
+            del self._ends[next(iter(self._ends))]
         _log.info("domain %d (%s) is gone", guest.domid, guest.name)
         guest.shut_down.set()
         guest.gone.set()

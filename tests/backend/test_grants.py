@@ -276,6 +276,9 @@ async def test_written_frames_are_named_to_the_domain() -> None:
         frames = await pinned(grants, *((ref, False) for ref in refs))
         frames[0].write(0, b"x")
         await grants.announce(frames)
+        assert watched.written == [], "no code has been seen there"
+        grants.memory.code_seen[FIRST_PFN + 8] = 1
+        await grants.announce(frames)
         assert watched.written == [FIRST_PFN + 8]
         await grants.announce(frames)
         frames[1].write(0, b"x")

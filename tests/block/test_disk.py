@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import trio
 
+from dom0.backend.block.backend import BlockBackend
+from dom0.backend.block.image import Disk, RawDisk
 from dom0.toolstack.diskspec import parse
 from dom0.toolstack.domain import ToolstackError
 from domU.frontend.block import BlockFrontend, DiskFailed
@@ -137,6 +139,40 @@ async def test_discard_is_not_offered_where_the_configuration_forbids_it(tmp_pat
         assert not disk.can_discard
         with pytest.raises(DiskFailed, match="-2"):
             await disk.discard(0, 4096)
+
+
+class LargeSectors(BlockBackend):
+    """As on a block device with sectors of 4096 bytes, which takes root to make."""
+
+    async def open_disk(self, params: str, *, readonly: bool) -> Disk:
+        return RawDisk(params, readonly, 4096)
+
+
+async def test_sectors_of_4096_bytes(tmp_path: Path) -> None:
+    path = image(tmp_path / "disk", 2053)
+    model = bytearray(path.read_bytes())
+    async with one_guest() as (machine, guest):
+        machine.backends.register(LargeSectors)
+        await machine.toolstack.attach_disk(guest.domid, parse([f"{path},raw,xvda,rw"]))
+        async with guest.device(BlockFrontend, XVDA) as disk:
+            assert (disk.sector_size, disk.sectors) == (4096, 2048)
+            assert await disk.read(0, 1 << 20) == model[: 1 << 20]
+            model[4096 : 3 * 4096] = bytes(2 * 4096)
+            await disk.write(4096, bytes(2 * 4096))
+            await disk.discard(8192, 4096)
+            await disk.flush()
+            page = guest.kernel.allocate()
+            for sector, first, last, status in [
+                (8, 0, 7, Status.OKAY),  # the ring counts 512 bytes
+                (1, 0, 7, Status.ERROR),  # not at the start of a sector
+                (8, 0, 3, Status.ERROR),  # not all of one
+                (2048, 0, 7, Status.ERROR),  # the part of a sector at the file's end is not the disk's
+            ]:
+                segment = Segment(disk.grant(page), first, last)
+                request = Request(Operation.READ, 1, 0, 0, sector, pack_segments([segment]))
+                assert (await disk.queue.call(request)).status == status
+        await machine.toolstack.detach_disk(guest.domid, "xvda")
+    assert path.read_bytes() == model
 
 
 async def test_an_empty_drive(tmp_path: Path) -> None:

@@ -376,3 +376,14 @@ async def test_out_of_descriptors_fails_a_create_only(monkeypatch: pytest.Monkey
                 await machine.create(hello())
         assert machine.toolstack.domains == {}
         await machine.create(hello())
+
+
+async def test_whoever_asks_late_still_learns_how_it_ended() -> None:
+    """xl create -F begins to wait when the domain may have come and gone."""
+    async with watched_machine(make=scripted(poweroff)) as machine:
+        guest = await machine.create(hello())
+        await guest.wait_gone()
+        for event in ("shutdown", "death"):
+            assert await machine.toolstack.wait(guest.domid, event) == ShutdownReason.POWEROFF
+        with pytest.raises(ToolstackError, match="does not exist"):
+            await machine.toolstack.wait(guest.domid + 1, "death")

@@ -173,16 +173,35 @@ class BackQueue:
         self.ring = ring
         self._notify = notify
         self._bell = Bell()
-        self.observe: Callable[[str, str, Any], None] | None = None
-        """Told of each slot that passes: what it is, the ring's kind, its values."""
+        self._observe: Callable[[str, str, Any], None] | None = None
+        self.lent = False
+        """Another serves the ring for now; `batch` waits for its return, which is an event."""
+        self.recall: Callable[[], None] = lambda: None
+        """Asks for it."""
+        self.wake: Callable[[], None] = lambda: None
+        """Tells whoever it is lent to of an event."""
+        self.peer_port = 0
+        """The frontend's end of the event channel."""
         self._answer: Callable[[Any], Any] | None = None
         self._error: Exception | None = None
         self._closing = False
         self._closed = False
         self._bell.ring()  # what was put before we were bound
 
+    @property
+    def observe(self) -> Callable[[str, str, Any], None] | None:
+        """Told of each slot that passes: what it is, the ring's kind, its values."""
+        return self._observe
+
+    @observe.setter
+    def observe(self, observer: Callable[[str, str, Any], None] | None) -> None:
+        self._observe = observer
+        self.recall()
+
     def on_event(self) -> None:
-        if self._answer is not None and not self._closing:
+        if self.lent:
+            self.wake()
+        elif self._answer is not None and not self._closing:
             self._answer_all(self._answer)
         else:
             self._bell.ring()
@@ -206,7 +225,7 @@ class BackQueue:
         ring = self.ring
         try:
             while True:
-                if self.observe is None:  # the shortest way, for who is not looked at
+                if self._observe is None:  # the shortest way, for who is not looked at
                     for request in ring.take():
                         ring.put(handle(request))
                 else:
@@ -236,6 +255,10 @@ class BackQueue:
         await trio.lowlevel.checkpoint_if_cancelled()
         waited = False
         while not self._closing:
+            if self.lent:
+                await self._bell.wait()
+                waited = True
+                continue
             if taken := self._take():
                 if not waited:  # a frontend that never lets the ring run dry must not keep the others waiting
                     await trio.lowlevel.cancel_shielded_checkpoint()
@@ -252,24 +275,29 @@ class BackQueue:
 
     def _take(self) -> list[Any]:
         taken = self.ring.take()
-        if self.observe is not None:
+        if self._observe is not None:
             for request in taken:
-                self.observe("request", self.ring.kind.name, request)
+                self._observe("request", self.ring.kind.name, request)
         return taken
 
     def _put(self, response: Any) -> None:
         self.ring.put(response)
-        if self.observe is not None:
-            self.observe("response", self.ring.kind.name, response)
+        if self._observe is not None:
+            self._observe("response", self.ring.kind.name, response)
 
     def flush(self) -> None:
         """Show the frontend all responses, and tell it if it waits for them."""
         if not self._closed and self.ring.push():
             self._notify()
 
+    @property
+    def stopped(self) -> bool:
+        return self._closing
+
     def stop(self) -> None:
         """No more requests are taken; those taken are still answered."""
         self._closing = True
+        self.recall()
         self._bell.ring()
 
     def close(self) -> None:

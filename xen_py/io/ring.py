@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xen_py.doorbell import fence
+from xen_py.doorbell import fence, fence_all
 from xen_py.io.layout import Layout
 from xen_py.types import PAGE_SIZE
 
@@ -95,7 +95,7 @@ class _Half(ABC):
         self.kind = kind
         self.slots = kind.slots(len(pages))
         self._slot_size = kind.slot_size
-        self._pages = tuple(pages)
+        self.pages = tuple(pages)
         self._header = pages[0][:16].cast("I")
         self._prod_at, self._event_at = theirs, theirs + 1
         self._our_prod_at, self._their_event_at = ours, ours + 1
@@ -103,6 +103,7 @@ class _Half(ABC):
         self._pushed = start
         self._consumed = start
         self._seen = start
+        self._fence: Callable[[], None] = fence
         self._notifications = 0
         self._held_off = 0
 
@@ -114,7 +115,7 @@ class _Half(ABC):
         fence()  # the slots before the index that announces them
         self._header[self._our_prod_at] = new
         self._pushed = new
-        fence()  # the index before we look whether the other side sleeps
+        self._fence()  # the index before we look whether the other side sleeps
         notify = (new - self._header[self._their_event_at]) & _MASK < (new - old) & _MASK
         if notify:
             self._notifications += 1
@@ -125,7 +126,7 @@ class _Half(ABC):
     def final_check(self) -> bool:
         """Ask to be told of what comes next; True: something has come already, so do not sleep."""
         self._header[self._event_at] = (self._consumed + 1) & _MASK
-        fence()  # our wish before we look a last time
+        self._fence()  # our wish before we look a last time
         return self._available() > 0
 
     def statistics(self) -> RingStatistics:
@@ -142,7 +143,7 @@ class _Half(ABC):
     def close(self) -> None:
         """Let go of the pages, so that their memory can be unmapped."""
         self._header.release()
-        for page in self._pages:
+        for page in self.pages:
             page.release()
 
     @abstractmethod
@@ -184,16 +185,16 @@ class _Half(ABC):
         page, offset = self._next_slot()
         head = PAGE_SIZE - offset
         if head >= len(data):
-            self._pages[page][offset : offset + len(data)] = data
+            self.pages[page][offset : offset + len(data)] = data
         else:
-            self._pages[page][offset:] = data[:head]
-            self._pages[page + 1][: len(data) - head] = data[head:]
+            self.pages[page][offset:] = data[:head]
+            self.pages[page + 1][: len(data) - head] = data[head:]
 
     def _put_values(self, values: Any, layout: Layout[Any] | None, encode: Callable[[Any], bytes], size: int) -> None:
-        if layout is None or len(self._pages) > 1:  # in several pages a slot may lie across a border
+        if layout is None or len(self.pages) > 1:  # in several pages a slot may lie across a border
             self._put(encode(values), size)
         else:
-            layout.pack_into(self._pages[0], self._next_slot()[1], values)
+            layout.pack_into(self.pages[0], self._next_slot()[1], values)
 
     def _next_slot(self) -> tuple[int, int]:
         """Page and offset of the slot that is filled now."""
@@ -203,13 +204,13 @@ class _Half(ABC):
 
     def _read(self, at: int, size: int) -> bytes:
         """A copy of that part of the ring."""
-        if len(self._pages) == 1:
-            return bytes(self._pages[0][at : at + size])
+        if len(self.pages) == 1:
+            return bytes(self.pages[0][at : at + size])
         parts = []
         while size:
             page, offset = divmod(at, PAGE_SIZE)
             piece = min(size, PAGE_SIZE - offset)
-            parts.append(bytes(self._pages[page][offset : offset + piece]))
+            parts.append(bytes(self.pages[page][offset : offset + piece]))
             at += piece
             size -= piece
         return b"".join(parts)
@@ -267,6 +268,18 @@ class BackRing(_Half):
     def __init__(self, kind: RingKind, pages: Sequence[memoryview]) -> None:
         start = int.from_bytes(bytes(pages[0][RSP_PROD * 4 : RSP_PROD * 4 + 4]), "little") if pages else 0
         super().__init__(kind, pages, ours=RSP_PROD, theirs=REQ_PROD, start=start)
+        self._fence = fence_all  # the frontend may be an emulated guest
+
+    def positions(self) -> tuple[int, int]:
+        """Consumed and produced, for another that goes on with the ring. Everything produced has been pushed."""
+        if self._pushed != self._produced:
+            raise ValueError(f"{self.kind.name}: responses have been put and not pushed")
+        return self._consumed, self._produced
+
+    def go_on_from(self, consumed: int, produced: int) -> None:
+        """Another has gone on with the ring, up to there."""
+        self._consumed = self._seen = consumed
+        self._produced = self._pushed = produced
 
     def unanswered(self) -> int:
         """How many requests were taken and have no response yet."""

@@ -19,6 +19,7 @@ import trio
 
 from dom0.backend.block import engine
 from dom0.backend.block.image import Disk, DiskError, EmptyDrive, RawDisk
+from dom0.backend.block.lane import MOST_PAGES, Lane
 from dom0.backend.block.requests import MAX_INDIRECT_SEGMENTS, Frames, RingServer
 from dom0.backend.driver import Backend, Frontend
 from dom0.backend.grants import GuestGrants, PersistentPins
@@ -29,6 +30,7 @@ from xen_py.drive.queue import BackQueue
 from xen_py.io import blkif
 from xen_py.io.blkif import DiskInfo
 from xen_py.io.xenbus import State
+from xen_py.types import Port
 
 MAX_QUEUES = 4
 PERSISTENT_FRAMES = 1056
@@ -44,6 +46,9 @@ class PinnedAnew:
     def __init__(self, grants: GuestGrants) -> None:
         self.use = grants.pin
         self.done = grants.unpin
+
+    def known(self) -> None:
+        """Nothing is kept."""
 
 
 class BlockBackend(Backend):
@@ -61,6 +66,7 @@ class BlockBackend(Backend):
         self._persistent = False
         self._requests: Counter[str] = Counter()
         self._watching = trio.CancelScope()
+        self._lanes: list[Lane] = []
 
     async def open(self, settings: Nodes) -> Mapping[str, str]:
         readonly = bus.text(settings, "mode", "w") != "w"
@@ -128,13 +134,30 @@ class BlockBackend(Backend):
             discard=self._discard,
             writable_pins=self._persistent,
             counts=self._requests,
+            lane=(lane := self._lane_for(queue) if self._persistent else None),
         )
         try:
             await server.serve()
         finally:
+            if lane is not None:
+                self._lanes.remove(lane)
+                self._requests.update(lane.statistics())
+                lane.close()
             if kept is not None:
                 with trio.CancelScope(shield=True):
                     await kept.close()
+
+    def _lane_for(self, queue: BackQueue) -> Lane | None:
+        disk = self._disk
+        if type(disk) is not RawDisk or len(queue.ring.pages) > MOST_PAGES:
+            return None
+        doorbell = self.frontend.doorbell()
+        if doorbell is None:
+            return None
+        port = Port(queue.peer_port)
+        lane = Lane(queue, self.frontend.grants.memory, disk, doorbell, port)
+        self._lanes.append(lane)
+        return lane
 
     async def close(self) -> None:
         disk, self._disk = self._disk, EmptyDrive()
@@ -155,6 +178,8 @@ class BlockBackend(Backend):
                 except DiskError as error:
                     raise DeviceFailed(str(error)) from error
                 if changed:
+                    for lane in self._lanes:
+                        lane.resize(self._disk.sectors)
                     await self.bus.run_transaction(self._announce_size)
 
     async def _announce_size(self, nodes: BusNodes) -> None:
@@ -164,7 +189,8 @@ class BlockBackend(Backend):
             await nodes.write(f"{self.own}/state", connected)
 
     def statistics(self) -> dict[str, Any]:
-        return super().statistics() | {"disk": self._disk.statistics(), **self._requests}
+        counts = sum((Counter(lane.statistics()) for lane in self._lanes), self._requests)
+        return super().statistics() | {"disk": self._disk.statistics(), **counts}
 
 
 def _params(settings: Nodes) -> str:

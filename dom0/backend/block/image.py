@@ -136,32 +136,43 @@ class RawDisk:
         self._lost_by: int | None = None
         """A sync has failed: the kernel drops such pages and has the next sync succeed, which must not be believed."""
         self._counts = {"at_once": 0, "in_thread": 0, "flushes": 0, "discards": 0}
-        self._fd, self._is_device = _open(path, readonly)
+        self.fd, self._is_device = _open(path, readonly)
         try:
             if self._is_device:
-                self.sector_size = _ioctl_int(self._fd, _BLKSSZGET)
-                self.physical_sector_size = max(self.sector_size, _ioctl_int(self._fd, _BLKPBSZGET))
+                self.sector_size = _ioctl_int(self.fd, _BLKSSZGET)
+                self.physical_sector_size = max(self.sector_size, _ioctl_int(self.fd, _BLKPBSZGET))
                 self.can_discard_securely = False  # whether a device can is known only when it has been asked to
             self.refresh()
         except OSError as error:
-            os.close(self._fd)
+            os.close(self.fd)
             raise DiskError(f"disk {path} cannot be used: {error.strerror}") from error
 
     def refresh(self) -> bool:
         if self._is_device:
-            size = struct.unpack("Q", fcntl.ioctl(self._fd, _BLKGETSIZE64, bytes(8)))[0]
+            size = struct.unpack("Q", fcntl.ioctl(self.fd, _BLKGETSIZE64, bytes(8)))[0]
         else:
-            size = os.fstat(self._fd).st_size
+            size = os.fstat(self.fd).st_size
         sectors = size // self.sector_size * self.sector_size // SECTOR_SIZE
         changed, self.sectors = sectors != self.sectors, sectors
         return bool(changed)
+
+    def nowait(self) -> int:
+        """What makes a read come back rather than wait, where the file's file system can do that."""
+        if self._nowait[False]:
+            try:
+                os.preadv(self.fd, [bytearray(1)], 0, os.RWF_NOWAIT)
+            except BlockingIOError:
+                pass
+            except OSError:
+                self._nowait[False] = 0
+        return self._nowait[False]
 
     def attempt(self, transfer: Transfer) -> bool:
         flags = self._nowait[transfer.write]
         if not flags:
             return False
         try:
-            transfer.move(self._fd, flags)
+            transfer.move(self.fd, flags)
         except BlockingIOError:
             return False
         except OSError as error:
@@ -178,14 +189,14 @@ class RawDisk:
 
     def _move_all(self, transfers: Sequence[Transfer]) -> None:
         for transfer in transfers:
-            transfer.move(self._fd)
+            transfer.move(self.fd)
 
     async def flush(self) -> None:
         if self._lost_by is not None:
             raise OSError(self._lost_by, "an earlier flush failed: what it was to save may be lost")
         self._counts["flushes"] += 1
         try:
-            await self._in_thread(os.fdatasync, self._fd)
+            await self._in_thread(os.fdatasync, self.fd)
         except OSError as error:
             self._lost_by = error.errno
             raise
@@ -197,8 +208,8 @@ class RawDisk:
     def _discard(self, offset: int, length: int, secure: bool) -> None:
         if self._is_device:
             command = _BLKSECDISCARD if secure else _BLKDISCARD
-            fcntl.ioctl(self._fd, command, struct.pack("QQ", offset, length))
-        elif _libc.fallocate(self._fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length):
+            fcntl.ioctl(self.fd, command, struct.pack("QQ", offset, length))
+        elif _libc.fallocate(self.fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length):
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
 
@@ -206,7 +217,7 @@ class RawDisk:
         await trio.to_thread.run_sync(function, *arguments, limiter=self._limit)
 
     async def close(self) -> None:
-        os.close(self._fd)
+        os.close(self.fd)
 
     def statistics(self) -> dict[str, Any]:
         return {"sectors": self.sectors, **self._counts}

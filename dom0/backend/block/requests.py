@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import trio
 
 from dom0.backend.block.image import Disk, Transfer
+from dom0.backend.block.lane import Lane
 from dom0.backend.grants import GuestGone, PinnedFrame
 from xen_py.abi.grant_table import GrantStatus
 from xen_py.drive.queue import BackQueue
@@ -59,6 +60,9 @@ class Frames(Protocol):
     async def use(self, wants: Sequence[tuple[GrantRef, bool]]) -> list[PinnedFrame | GrantStatus]: ...
 
     async def done(self, frames: Iterable[PinnedFrame]) -> None: ...
+
+    def known(self) -> Mapping[GrantRef, int] | None:
+        """Frame indices of all that is kept, writable, by reference; None: as at the last call."""
 
 
 class Refused(Exception):
@@ -99,7 +103,15 @@ class RingServer:
     """One ring of a device. `writable_pins`: frames that are only read are pinned for writing too, to be kept."""
 
     def __init__(
-        self, disk: Disk, queue: BackQueue, frames: Frames, *, discard: bool, writable_pins: bool, counts: Counter[str]
+        self,
+        disk: Disk,
+        queue: BackQueue,
+        frames: Frames,
+        *,
+        discard: bool,
+        writable_pins: bool,
+        counts: Counter[str],
+        lane: Lane | None = None,
     ) -> None:
         self._disk = disk
         self._queue = queue
@@ -107,6 +119,9 @@ class RingServer:
         self._discard = discard
         self._writable_pins = writable_pins
         self._counts = counts
+        self._lane = lane
+        self._listening = trio.CancelScope(shield=True)
+        self._visiting = False
         self._under_way = 0
         self._drained = trio.lowlevel.ParkingLot()
 
@@ -114,14 +129,38 @@ class RingServer:
         """Until the queue ends; requests that were taken are answered first. RingBroken, GuestGone."""
         failure: Exception | None = None
         async with trio.open_nursery() as self._nursery:
+            if self._lane is not None:
+                self._nursery.start_soon(self._listen, self._lane)
             try:
                 async for batch in self._queue.batches():
+                    self._visiting = True
                     await self._visit(batch)
+                    self._visiting = False
+                    self._lend()
             except (RingBroken, GuestGone) as error:
                 failure = error
+            finally:
+                self._visiting = True  # nothing is lent any more
+                if self._lane is not None:
+                    with trio.CancelScope(shield=True):
+                        await self._lane.take_back()
+                    self._listening.cancel()
         self._queue.flush()
         if failure is not None:
             raise failure
+
+    async def _listen(self, lane: Lane) -> None:
+        with self._listening:
+            await lane.listen()
+
+    def _lend(self) -> None:
+        """Where nothing is under way, the native thread may have the ring."""
+        queue = self._queue
+        if self._lane is None or self._visiting or queue.ring.unanswered() or queue.observe is not None:
+            return
+        if not queue.stopped:
+            queue.flush()
+            self._lane.lend(self._frames.known(), self._disk.sectors)
 
     async def _visit(self, batch: list[Request | DiscardRequest | IndirectRequest]) -> None:
         jobs: list[_Job] = []
@@ -283,6 +322,7 @@ class RingServer:
             self._under_way -= 1
             if not self._under_way:
                 self._drained.unpark_all()
+                self._lend()
 
     async def _run(self, run: list[_Job], transfers: list[Transfer]) -> None:
         try:

@@ -12,7 +12,12 @@
 // Whoever finds the port's bit already set may go home: the one who set it has still to raise the summary and the
 // eventfd, or has done so and the taker has not come yet. tests/models/kick.pml is this protocol as a model.
 
+#define _GNU_SOURCE
 #include <stdint.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum { MEMBARRIER_GLOBAL_EXPEDITED = 1 << 1, MEMBARRIER_REGISTER_GLOBAL_EXPEDITED = 1 << 2 };
 
 #define BELL_WORDS 64
 #define BELL_PORTS (BELL_WORDS * 64)
@@ -55,6 +60,21 @@ int xenpy_bell_take(struct bell *bell, uint32_t *ports)
 int xenpy_bell_waiting(const struct bell *bell)
 {
     return __atomic_load_n(&bell->summary, __ATOMIC_SEQ_CST) != 0;
+}
+
+// The emulator leaves a guest's barriers out: no instruction of the host's stands for an mfence or a locked addition. A
+// guest that stores its index and then looks whether we sleep may thus look first. So whoever decides by what such a
+// guest wrote has the kernel put a barrier into every thread of the processes that have asked to be part of it, which
+// all VM processes have; that costs a few microseconds where we sleep, and nothing where guests run.
+int xenpy_join_fences(void)
+{
+    return (int)syscall(SYS_membarrier, MEMBARRIER_REGISTER_GLOBAL_EXPEDITED, 0);
+}
+
+void xenpy_fence_all(void)
+{
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    syscall(SYS_membarrier, MEMBARRIER_GLOBAL_EXPEDITED, 0);
 }
 
 // Between a ring's data and its index, for hosts whose memory model needs it.

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A ring's fast lane: plain reads and writes of known frames, served by a native thread (engine/native/blocks.c).
+
+The ring belongs to the trio thread or to the lane's. `RingServer` lends it whenever nothing is under way; the lane
+gives it back, with a call, at the first request that it leaves to Python, or when it is wanted. While it is lent nobody
+here touches the ring or the table of known frames. What the lane does is what `dom0.backend.block.requests` would do,
+and that is what does it wherever there is no lane: for frontends without persistent grants, for disks that are not
+plain files, in seeded machines, while a trace looks at the ring.
+
+Owner: the trio thread, but for the thread in `blocks.c`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import trio
+
+from dom0.backend.block.image import RawDisk
+from xen_py.doorbell import Doorbell, open_native
+from xen_py.drive.queue import BackQueue
+from xen_py.io.blkif import SECTOR_SIZE
+from xen_py.memory import GuestMemory
+from xen_py.types import GrantRef, Port
+
+MOST_PAGES = 16
+
+# The structure goes on; it is never made here.
+_ffi, _native = open_native("""
+    struct xenpy_blocks {
+        int lent, wanted, stop;
+        uint32_t consumed, produced;
+        uint64_t sectors;
+        uint64_t requests, bytes_read, bytes_written, given_back;
+    };
+    struct xenpy_blocks *xenpy_blocks_open(uint8_t **pages, uint32_t page_count, uint32_t slots, uint8_t *memory,
+        const uint8_t *code_seen, int fd, uint32_t unit, int readonly, int read_flags, int wake_fd, int call_fd,
+        void *bell, int bell_fd, uint32_t port);
+    void xenpy_blocks_lend(struct xenpy_blocks *b, uint32_t consumed, uint32_t produced);
+    void xenpy_blocks_want(struct xenpy_blocks *b);
+    int xenpy_blocks_lent(const struct xenpy_blocks *b);
+    void xenpy_blocks_size(struct xenpy_blocks *b, uint64_t sectors);
+    int xenpy_blocks_know(struct xenpy_blocks *b, const uint32_t *refs, const uint32_t *indices, uint32_t count);
+    void xenpy_blocks_close(struct xenpy_blocks *b);
+""")
+
+
+class Lane:
+    """See the module. `doorbell` becomes the lane's to close; `disk`, `memory` and the ring's pages outlive it."""
+
+    def __init__(
+        self, queue: BackQueue, memory: GuestMemory, disk: RawDisk, doorbell: Doorbell, port: Port
+    ) -> None:
+        self._queue = queue
+        self._doorbell = doorbell
+        self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC)
+        self._call_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._held = [_ffi.from_buffer("uint8_t[]", page) for page in queue.ring.pages]
+        memory_bytes = _ffi.from_buffer("uint8_t[]", memory.own)
+        code_seen = _ffi.from_buffer("uint8_t[]", memory.code_seen)
+        self._held += [memory_bytes, code_seen]
+        pages = _ffi.new("uint8_t *[]", self._held[: len(queue.ring.pages)])
+        bell = doorbell.inbox
+        self._lane = _native.xenpy_blocks_open(
+            *(pages, len(pages), queue.ring.slots, memory_bytes, code_seen),
+            *(disk.fd, disk.sector_size // SECTOR_SIZE, disk.readonly, disk.nowait()),
+            *(self.wake_fd, self._call_fd, bell.address, bell.eventfd, port),
+        )
+        if self._lane == _ffi.NULL:
+            self._free()
+            raise OSError("no thread for a block ring")
+        queue.recall = self.want
+        queue.wake = lambda: os.eventfd_write(self.wake_fd, 1)
+        self._back = trio.lowlevel.ParkingLot()
+
+    def lend(self, known: Mapping[GrantRef, int] | None, sectors: int) -> None:
+        """Let the lane have the ring; `known` are the frames it may use, where they have changed."""
+        if known is not None:
+            refs = _ffi.new("uint32_t[]", list(known))
+            if not _native.xenpy_blocks_know(self._lane, refs, _ffi.new("uint32_t[]", list(known.values())), len(refs)):
+                return
+        self.resize(sectors)
+        self._queue.lent = True
+        _native.xenpy_blocks_lend(self._lane, *self._queue.ring.positions())
+
+    def resize(self, sectors: int) -> None:
+        _native.xenpy_blocks_size(self._lane, sectors)
+
+    def want(self) -> None:
+        """Have it back soon."""
+        if self._queue.lent:
+            _native.xenpy_blocks_want(self._lane)
+
+    async def listen(self) -> None:
+        """Take the ring back whenever it comes; until cancelled."""
+        while True:
+            await trio.lowlevel.wait_readable(self._call_fd)
+            with suppress(BlockingIOError):
+                os.eventfd_read(self._call_fd)
+            queue = self._queue
+            if queue.lent and not _native.xenpy_blocks_lent(self._lane):
+                queue.ring.go_on_from(self._lane.consumed, self._lane.produced)
+                queue.lent = False
+                self._back.unpark_all()
+            if not queue.lent:
+                queue.on_event()
+
+    async def take_back(self) -> None:
+        """Return when the ring is ours; `listen` must be running."""
+        while self._queue.lent:
+            self.want()
+            await self._back.park()
+
+    def close(self) -> None:
+        """End its thread. The ring must be ours."""
+        self._queue.recall = self._queue.wake = lambda: None
+        _native.xenpy_blocks_close(self._lane)
+        self._free()
+
+    def _free(self) -> None:
+        self._lane = None
+        for held in self._held:
+            _ffi.release(held)
+        for fd in (self.wake_fd, self._call_fd):
+            os.close(fd)
+        self._doorbell.close()
+
+    def statistics(self) -> dict[str, Any]:
+        lane = self._lane
+        if lane is None:
+            return {}
+        return {name: int(getattr(lane, name)) for name in ("requests", "bytes_read", "bytes_written", "given_back")}
