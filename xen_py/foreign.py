@@ -26,7 +26,7 @@ from xen_py.hvspace import HV_MACHINE
 from xen_py.memory import GuestMemory, MemoryGeometry
 from xen_py.types import PAGE_SHIFT, DomId, GrantRef, Mfn
 
-_MOST_ROOM = 1 << 26
+_MOST_ROOM = 1 << 24
 
 
 def room_for(geometry: MemoryGeometry) -> int:
