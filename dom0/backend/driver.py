@@ -68,6 +68,9 @@ class Frontend(Protocol):
     def doorbell(self) -> Doorbell | None:
         """The guest's doorbell, once more, for a native thread that rings it; None where all events must be seen."""
 
+    async def route(self, port: Port, eventfd: int | None) -> None:
+        """Have the guest's events of that port of its go to an eventfd, or to us again. GuestGone."""
+
 
 class Backend(Half):
     """One device's backend half. See the module."""

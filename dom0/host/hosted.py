@@ -71,6 +71,10 @@ class HostedVm:
     def another_doorbell(self) -> None:
         """There is none: its events are calls."""
 
+    async def route(self, port: Port, eventfd: int | None) -> None:
+        """Without a doorbell nobody asks for this."""
+        raise GuestGone("the guest runs in the host's own loop")
+
     async def run(self, _spawner: Spawner, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the program, paused at first, to its end; then wait for `destroy`, the domain's memory at hand."""
         task_status.started()

@@ -3,13 +3,15 @@
 
 Lives with the domain: in its VM process, or on its thread inside the host. One thread uses it. Calls are synchronous.
 An order that arrives while an answer is awaited is kept until the loop looks, unless it is about the domain's grants:
-those are carried out at once, for somebody may be waiting who is waited for here.
+those are carried out at once, for somebody may be waiting who is waited for here. So is where the events of a port go.
 """
 
 from __future__ import annotations
 
+import os
 import select
 import socket
+from array import array
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -35,6 +37,8 @@ class LoopLink:
         self._socket = sock
         self._doorbell = doorbell
         self._orders: deque[list[Any]] = deque()
+        self._routes: dict[Port, int] = {}
+        """Eventfds of backends' threads, by the ports whose events go to them."""
         self.others: OthersGrants = _OthersOverLink(self._call)
         self._carry_out: Callable[[str, list[Any]], object] | None = None
         self.on_kept: Callable[[], None] = lambda: None
@@ -59,6 +63,7 @@ class LoopLink:
 
     def evtchn_close(self, port: Port) -> None:
         self._call("evtchn_close", port)
+        self._unroute(port)
 
     def evtchn_status(self, domid: DomId, port: Port) -> EvtchnStatus:
         state, *rest = self._call("evtchn_status", domid, port)[0]
@@ -66,9 +71,15 @@ class LoopLink:
 
     def evtchn_reset(self, domid: DomId) -> None:
         self._call("evtchn_reset", domid)
+        for port in list(self._routes):
+            self._unroute(port)
 
     def evtchn_notify(self, port: Port) -> None:
-        self._doorbell.outbox.ring(port)
+        eventfd = self._routes.get(port)
+        if eventfd is None:
+            self._doorbell.outbox.ring(port)
+        else:
+            os.eventfd_write(eventfd, 1)
 
     def console_write(self, data: bytes) -> None:
         for start in range(0, len(data), LONGEST // 2):
@@ -112,12 +123,12 @@ class LoopLink:
         """What the host has asked for since the last look, but for what was about grants. HostGone when it has gone."""
         while True:
             try:
-                data = self._socket.recv(LONGEST, socket.MSG_DONTWAIT)
+                data, fds = self._receive(socket.MSG_DONTWAIT)
             except BlockingIOError:
                 break
             except OSError as error:
                 raise HostGone(str(error)) from error
-            self._keep(data)
+            self._keep(data, fds)
         self._carry_out_grants()
         taken = list(self._orders)
         self._orders.clear()
@@ -133,10 +144,10 @@ class LoopLink:
         self._send("call", method, args)
         while True:
             try:
-                data, fds, _, _ = socket.recv_fds(self._socket, LONGEST, 1)
+                data, fds = self._receive(0)
             except OSError as error:
                 raise HostGone(str(error)) from error
-            message = self._keep(data)
+            message = self._keep(data, fds)
             if message is None:
                 self._carry_out_grants()
                 continue
@@ -153,7 +164,17 @@ class LoopLink:
         for kind, order, *args in mine:
             self.done(order, self._carry_out(kind, args))
 
-    def _keep(self, data: bytes) -> list[Any] | None:
+    def _receive(self, flags: int) -> tuple[bytes, list[int]]:
+        """A message, and the descriptor that came with it. `socket.recv_fds` does not pass its flags on."""
+        data, ancillary, _, _ = self._socket.recvmsg(LONGEST, socket.CMSG_SPACE(4), flags)
+        return data, [fd for _, _, packed in ancillary for fd in array("i", packed[:4])]
+
+    def _unroute(self, port: Port) -> None:
+        eventfd = self._routes.pop(port, None)
+        if eventfd is not None:
+            os.close(eventfd)
+
+    def _keep(self, data: bytes, fds: list[int]) -> list[Any] | None:
         """Put an order aside; an answer is for the caller."""
         if not data:
             raise HostGone("the link is closed")
@@ -161,6 +182,12 @@ class LoopLink:
         match message:
             case ["answer", _] | ["failed", int(), str()]:
                 return message
+            case ["route", int(order), int(port), there]:
+                self._unroute(Port(port))
+                if there:
+                    (self._routes[Port(port)],) = fds
+                self.done(order)
+                return None
             case [str(kind), int(), *_] if kind in ORDERS or kind in ("pause", "unpause", "trace"):
                 self._orders.append(message)
                 self.on_kept()

@@ -35,9 +35,11 @@ from dom0.backend.net.switch import DEFAULT_BRIDGE, Bridges, Switch
 from dom0.backend.net.world import World
 from dom0.host.assembly import make_domain
 from dom0.host.debugkeys import DebugKeys
+from dom0.host.hosted import HostedVm
 from dom0.host.spawn import ProcessSpawner, Spawner, TemplateProcess, ThreadSpawner
 from dom0.host.switchboard import Dom0Port, Switchboard
 from dom0.host.tracing import MachineTrace
+from dom0.host.vm import Vm
 from dom0.host.vmprocess import MakeDomain
 from dom0.toolstack.building import Progress
 from dom0.toolstack.config import DomainConfig
@@ -164,13 +166,16 @@ class FrontDomain:
     grants: GuestGrants
     switchboard: Switchboard
     bridges: Bridges
-    another_doorbell: Callable[[], Doorbell | None]
+    vm: Vm | HostedVm
 
     def bind(self, port: Port, handler: Callable[[], None]) -> Dom0Port:
         return self.switchboard.bind(self.domid, port, handler)
 
     def doorbell(self) -> Doorbell | None:
-        return self.another_doorbell()
+        return self.vm.another_doorbell()
+
+    async def route(self, port: Port, eventfd: int | None) -> None:
+        await self.vm.route(port, eventfd)
 
 
 class Machine:
@@ -219,7 +224,7 @@ class Machine:
         guest = self.toolstack.domains.get(domid)
         if guest is None or guest.vm is None or guest.dying:
             return None
-        return FrontDomain(domid, guest.vm.grants, self.switchboard, self.bridges, guest.vm.another_doorbell)
+        return FrontDomain(domid, guest.vm.grants, self.switchboard, self.bridges, guest.vm)
 
     async def create(
         self, config: str | Path | DomainConfig, *overrides: str, paused: bool = False, progress: Progress | None = None

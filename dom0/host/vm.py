@@ -355,7 +355,14 @@ class Vm:
         except trio.TooSlowError:
             raise VmStuck(f"domain {self.spec.domid} has not answered for {PATIENCE} seconds") from None
 
-    async def order(self, kind: str, *args: object, check: Callable[[Any], bool]) -> Any:
+    async def route(self, port: Port, eventfd: int | None) -> None:
+        """Have what the domain sends through that port of its go to an eventfd instead of to the host; None ends it.
+
+        It ends by itself when the domain closes the port. GuestGone when there is no loop.
+        """
+        await self.order("route", port, eventfd is not None, check=lambda result: result is None, fd=eventfd)
+
+    async def order(self, kind: str, *args: object, check: Callable[[Any], bool], fd: int | None = None) -> Any:
         """Have the loop do something; its result, which `check` has found possible. GuestGone when there is no loop.
 
         A caller that is cancelled meanwhile has ordered it all the same. It takes as long as the loop does.
@@ -363,7 +370,7 @@ class Vm:
         if self._loop is None:
             raise GuestGone(f"domain {self.spec.domid} is gone")
         number, order = self._new_order(kind, check)
-        await self._send(kind, number, *args)
+        await self._send(kind, number, *args, fd=fd)
         if self._loop is not None:  # it may have gone meanwhile, and the doorbell with it
             # a loop inside its guest looks at its messages when it is kicked
             self._doorbell.inbox.poke()

@@ -71,7 +71,8 @@ class Bench:
         self.front = FrontRing(blkif.RING, pages)
         self.queue = BackQueue(BackRing(blkif.RING, [self.page(n) for n in range(ring_pages)]), self._notify)
         ours = Doorbell(*map(os.dup, self.doorbell.fds))
-        self.lane = Lane(self.queue, self.memory, self.disk, ours, PORT)
+        self.lane = Lane(self.queue, self.memory, self.disk, ours, PORT, self._route)
+        self.eventfd: int | None = None
         self.frames = Kept(self.memory)
         self.counts: Counter[str] = Counter()
         self.server = RingServer(
@@ -85,6 +86,10 @@ class Bench:
 
     def _notify(self) -> None:
         self.doorbell.inbox.ring(PORT)
+
+    async def _route(self, port: Port, eventfd: int | None) -> None:
+        assert port == PORT
+        self.eventfd = eventfd
 
     def page(self, number: int) -> memoryview:
         return self.memory.bytes[number * PAGE_SIZE : (number + 1) * PAGE_SIZE]
@@ -103,8 +108,12 @@ class Bench:
         return identifier
 
     def push(self) -> None:
-        if self.front.push():
+        if not self.front.push():
+            return
+        if self.eventfd is None or next(self._ids) % 2:  # one that was under way when the other way was opened
             self.queue.on_event()
+        else:
+            os.eventfd_write(self.eventfd, 1)
 
     async def responses(self, count: int) -> dict[int, Response]:
         """So many, as they come."""
@@ -306,6 +315,8 @@ async def test_who_looks_at_the_ring_sees_all_of_it(tmp_path: Path) -> None:
             await trio.sleep(0.001)
         assert await b.one(Operation.READ, 8, whole([DATA])) == Status.OKAY
         assert seen == ["request", "response"]
+        while b.eventfd is not None:
+            await trio.sleep(0.001)
 
 
 async def test_an_index_that_cannot_be_ends_the_ring(tmp_path: Path) -> None:

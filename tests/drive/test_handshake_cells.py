@@ -105,7 +105,7 @@ async def test_the_backend_in_every_cell(
         assert machine.toolstack.domains[guest.domid].vm is not None
         vm = machine.toolstack.domains[guest.domid].vm
         assert vm is not None
-        front = FrontDomain(guest.domid, vm.grants, machine.switchboard, machine.bridges, vm.another_doorbell)
+        front = FrontDomain(guest.domid, vm.grants, machine.switchboard, machine.bridges, vm)
         store = machine.store
         for number, (ours, theirs, _) in enumerate(cell for cell in CELLS if cell[2] is event):
             own = f"/local/domain/0/backend/tested/{guest.domid}/{number}"

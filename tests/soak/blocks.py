@@ -140,7 +140,7 @@ def _integrity(report: Report, ramdisk: Path, seconds: int, dice: random.Random)
             console.send("poweroff\n")
             until(lambda: "checker" not in host.names(), "the guest to be gone", PATIENCE)
         log = host.log("checker").decode(errors="replace")
-        for line in re.findall(r"(?:verify /dev/|programs: (?=passed|FAILED)).*", log):
+        for line in re.findall(r"(?:verify /dev/|programs: (?=passed, \d|FAILED: \w)).*", log):
             report.say(line.strip())
         assert b"FAILED" not in host.log("checker"), "something was read that was not written"
         report.say(f"meanwhile {events}")

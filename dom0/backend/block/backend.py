@@ -155,7 +155,7 @@ class BlockBackend(Backend):
         if doorbell is None:
             return None
         port = Port(queue.peer_port)
-        lane = Lane(queue, self.frontend.grants.memory, disk, doorbell, port)
+        lane = Lane(queue, self.frontend.grants.memory, disk, doorbell, port, self.frontend.route)
         self._lanes.append(lane)
         return lane
 

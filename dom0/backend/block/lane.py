@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A ring's fast lane: plain reads and writes of known frames, served by a native thread (engine/native/blocks.c).
 
-The ring belongs to the trio thread or to the lane's. `RingServer` lends it whenever nothing is under way; the lane
-gives it back, with a call, at the first request that it leaves to Python, or when it is wanted. While it is lent nobody
-here touches the ring or the table of known frames. What the lane does is what `dom0.backend.block.requests` would do,
-and that is what does it wherever there is no lane: for frontends without persistent grants, for disks that are not
-plain files, in seeded machines, while a trace looks at the ring.
+The guest's events go to the lane's thread directly. The ring belongs to the trio thread or to the lane's. `RingServer`
+lends it whenever nothing is under way; the lane gives it back, with a call, at the first request that it leaves to
+Python, or when it is wanted. While it is lent nobody here touches the ring or the table of known frames. What the lane
+does is what `dom0.backend.block.requests` would do, and that is what does it wherever there is no lane: for frontends
+without persistent grants, for disks that are not plain files, in seeded machines, while a trace looks at the ring.
 
 Owner: the trio thread, but for the thread in `blocks.c`.
 """
@@ -13,13 +13,14 @@ Owner: the trio thread, but for the thread in `blocks.c`.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
 import trio
 
 from dom0.backend.block.image import RawDisk
+from dom0.backend.grants import GuestGone
 from xen_py.doorbell import Doorbell, open_native
 from xen_py.drive.queue import BackQueue
 from xen_py.io.blkif import SECTOR_SIZE
@@ -52,9 +53,18 @@ class Lane:
     """See the module. `doorbell` becomes the lane's to close; `disk`, `memory` and the ring's pages outlive it."""
 
     def __init__(
-        self, queue: BackQueue, memory: GuestMemory, disk: RawDisk, doorbell: Doorbell, port: Port
+        self,
+        queue: BackQueue,
+        memory: GuestMemory,
+        disk: RawDisk,
+        doorbell: Doorbell,
+        port: Port,
+        route: Callable[[Port, int | None], Awaitable[None]],
     ) -> None:
         self._queue = queue
+        self._port = port
+        self._route = route
+        self._routed = False
         self._doorbell = doorbell
         self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC)
         self._call_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -95,8 +105,14 @@ class Lane:
             _native.xenpy_blocks_want(self._lane)
 
     async def listen(self) -> None:
-        """Take the ring back whenever it comes; until cancelled."""
+        """Take the ring back whenever it comes; until cancelled.
+
+        Events of the guest come to the lane directly, but for as long as somebody looks at the ring.
+        """
         while True:
+            looked_at = self._queue.observe is not None
+            if self._routed == looked_at:
+                await self._direct(not looked_at)
             await trio.lowlevel.wait_readable(self._call_fd)
             with suppress(BlockingIOError):
                 os.eventfd_read(self._call_fd)
@@ -108,11 +124,21 @@ class Lane:
             if not queue.lent:
                 queue.on_event()
 
+    async def _direct(self, directly: bool) -> None:
+        self._routed = directly
+        with suppress(GuestGone):
+            await self._route(self._port, self.wake_fd if directly else None)
+
     async def take_back(self) -> None:
         """Return when the ring is ours; `listen` must be running."""
         while self._queue.lent:
             self.want()
             await self._back.park()
+
+    async def leave(self) -> None:
+        """Have the guest's events come to the host again; `listen` has ended."""
+        if self._routed:
+            await self._direct(False)
 
     def close(self) -> None:
         """End its thread. The ring must be ours."""

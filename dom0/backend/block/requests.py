@@ -144,7 +144,8 @@ class RingServer:
                 if self._lane is not None:
                     with trio.CancelScope(shield=True):
                         await self._lane.take_back()
-                    self._listening.cancel()
+                        self._listening.cancel()
+                        await self._lane.leave()
         self._queue.flush()
         if failure is not None:
             raise failure
