@@ -203,8 +203,13 @@ class HypervisorSpace:
 
     def written_from_outside(self, index: int) -> None:
         """Somebody other than the guest wrote the frame."""
-        if self._frames.flags[index] & FrameFlag.CODE_SEEN:
+        flags = self._frames.flags
+        if flags[index] & FrameFlag.CODE_SEEN:
             self.drop_code(index)
+            if not self._frames.code_maps[index]:  # as good as new: such writes need not be told any more
+                flags[index] &= ~FrameFlag.CODE_SEEN
+                self._memory.code_seen[index] = 0
+                self._code_sums.pop(index, None)
 
     def _sum(self, index: int) -> int:
         return zlib.crc32(self._memory.bytes[index * PAGE_SIZE : (index + 1) * PAGE_SIZE])

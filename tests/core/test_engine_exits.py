@@ -320,3 +320,18 @@ def test_code_at_a_second_executable_mapping_of_an_unwatched_page(machine: Machi
         for _ in range(2):
             guest_store(machine, VA(FREE), returns(n))
         assert run_at(machine, VA(FREE)) == n
+
+
+def test_a_frame_that_is_code_no_more_is_forgotten_when_it_is_written_from_outside(machine: Machine) -> None:
+    space, seen = machine.domain.space, machine.memory.code_seen
+    guest_store(machine, VA(FREE), returns(1))
+    for n in range(2, 6):
+        assert not seen[FREE]
+        remap(machine, FREE, FREE, RW_FLAGS & ~NX)
+        assert run_at(machine, VA(FREE)) == n - 1
+        space.written_from_outside(FREE)
+        assert seen[FREE], "it is mapped executable"
+        remap(machine, FREE, FREE, RW_FLAGS)
+        assert seen[FREE], "translations are kept"
+        machine.put(FREE, returns(n))
+        space.written_from_outside(FREE)
