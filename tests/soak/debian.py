@@ -27,7 +27,10 @@ from tests.block.linux import check_file_system, run
 from tests.soak.report import Report
 from xen_py.abi.xen import ShutdownReason
 
-PACKAGES = ("nano", "libncursesw6", "file", "libmagic1", "libmagic-mgc", "bc", "libreadline8", "readline-common", "time", "tree", "ed")
+PACKAGES = (
+    *("nano", "libncursesw6", "file", "libmagic1", "libmagic-mgc"),
+    *("bc", "libreadline8", "readline-common", "time", "tree", "ed"),
+)
 PATIENCE = 900
 """Seconds that a boot with its work may take before it counts as stuck."""
 _PROMPT = "root@guest:"
