@@ -7,11 +7,10 @@ Words and exit codes are those of tools/xl/xl_block.c and xl_cdrom.c.
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from dom0.toolstack.diskspec import DiskConfig, DiskSyntaxError, parse
-from dom0.xl.client import Client, HostError, NoHost
-from dom0.xl.domains import all_domains, named, on_domain
+from dom0.xl.client import HostError
+from dom0.xl.domains import list_devices, on_domain
 from dom0.xl.options import no_options, read_options
 from dom0.xl.session import EXIT_FAILURE, EXIT_SUCCESS, Session, Stop
 
@@ -48,26 +47,9 @@ def block_list(session: Session, words: list[str]) -> int:
     """`xl block-list`."""
     names = no_options(session, "block-list", words, 1)
     session.out(_HEAD_FORM.format(*_HEAD))
-    try:
-        client = session.connect(start=False)
-    except NoHost:
-        for name in names:
-            session.say(f"{name} is an invalid domain identifier")
-        return EXIT_SUCCESS
-    with client:
-        for name in names:
-            _list_one(session, client, name)
-    return EXIT_SUCCESS
-
-
-def _list_one(session: Session, client: Client, name: str) -> None:
-    domain = named(all_domains(client), name)
-    if domain is None:
-        session.say(f"{name} is an invalid domain identifier")
-        return
-    rows: Any = client.call("block.list", {"domid": domain.domid})
-    for row in rows:
-        session.out(_HEAD_FORM.format(*(row[column] for column in _COLUMNS)))
+    return list_devices(
+        session, "block.list", names, lambda row: _HEAD_FORM.format(*(row[column] for column in _COLUMNS))
+    )
 
 
 def block_detach(session: Session, words: list[str]) -> int:

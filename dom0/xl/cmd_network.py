@@ -6,12 +6,10 @@ Words and exit codes are those of tools/xl/xl_nic.c.
 
 from __future__ import annotations
 
-from typing import Any
-
 from dom0.toolstack.config import libxl_json
 from dom0.toolstack.vifspec import NicConfig, NicSyntaxError, parse
-from dom0.xl.client import Client, HostError, NoHost
-from dom0.xl.domains import all_domains, named, on_domain
+from dom0.xl.client import HostError
+from dom0.xl.domains import list_devices, on_domain
 from dom0.xl.options import no_options
 from dom0.xl.session import EXIT_FAILURE, EXIT_SUCCESS, Session, Stop
 
@@ -47,26 +45,7 @@ def network_list(session: Session, words: list[str]) -> int:
     """`xl network-list`."""
     names = no_options(session, "network-list", words, 1)
     session.out(_HEAD.format(*_NAMES))
-    try:
-        client = session.connect(start=False)
-    except NoHost:
-        for name in names:
-            session.say(f"{name} is an invalid domain identifier")
-        return EXIT_SUCCESS
-    with client:
-        for name in names:
-            _list_one(session, client, name)
-    return EXIT_SUCCESS
-
-
-def _list_one(session: Session, client: Client, name: str) -> None:
-    domain = named(all_domains(client), name)
-    if domain is None:
-        session.say(f"{name} is an invalid domain identifier")
-        return
-    rows: Any = client.call("network.list", {"domid": domain.domid})
-    for row in rows:
-        session.out(_ROW.format(**row))
+    return list_devices(session, "network.list", names, lambda row: _ROW.format(**row))
 
 
 def network_detach(session: Session, words: list[str]) -> int:

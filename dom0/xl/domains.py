@@ -6,14 +6,14 @@ Values only; asked for anew by every command, for domains come and go.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
 
 import attrs
 
 from dom0.xl.client import Client, HostUnavailable, NoHost
-from dom0.xl.session import EXIT_FAILURE, Session, Stop
+from dom0.xl.session import EXIT_FAILURE, EXIT_SUCCESS, Session, Stop
 from xen_py.types import DomId
 
 ERROR_INVAL = -6
@@ -99,3 +99,23 @@ def on_domain(session: Session, word: str) -> Iterator[tuple[Client, DomainRow]]
         raise invalid_domain(word) from None
     with client:
         yield client, find_domain(client, word)
+
+
+def list_devices(session: Session, method: str, names: list[str], show: Callable[[Mapping[str, Any]], str]) -> int:
+    """`xl block-list` and its kin, below their heading: the rows that the host has of each domain's devices."""
+    try:
+        client = session.connect(start=False)
+    except NoHost:
+        for name in names:
+            session.say(f"{name} is an invalid domain identifier")
+        return EXIT_SUCCESS
+    with client:
+        for name in names:
+            domain = named(all_domains(client), name)
+            if domain is None:
+                session.say(f"{name} is an invalid domain identifier")
+                continue
+            rows: Any = client.call(method, {"domid": domain.domid})
+            for row in rows:
+                session.out(show(row))
+    return EXIT_SUCCESS
