@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import http.server
 import random
@@ -23,6 +24,7 @@ from dom0.backend.net.dhcp import Leases
 from dom0.backend.net.forward import Forward, parse_forwards
 from dom0.backend.net.merge import merged
 from dom0.backend.net.world import DNS, GATEWAY, GATEWAY_MAC, NETWORK
+from tests import debian as packages
 from tests.net.frames import A, B, C, frame, ip4, ip6, tcp, udp, whole
 from tests.net.linux import guests
 from tests.system.harness import Host, kill, until
@@ -166,17 +168,16 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def slirp() -> None:
-    """libslirp is there."""
-    import ctypes
-
+def slirp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """libslirp is there: the machine's, or Debian's without being installed."""
     try:
         ctypes.CDLL("libslirp.so.0")
     except OSError:
-        pytest.skip("libslirp.so.0 is not here (Debian package libslirp0)")
+        _, libraries, _ = packages.program("libslirp0", "")
+        monkeypatch.setenv(*libraries.split("=", 1))
 
 
-def test_debians_and_the_world(host: Host, debian: None, slirp: None) -> None:
+def test_debians_and_the_world(slirp: None, host: Host, debian: None) -> None:
     data = random.Random(3).randbytes(3 << 20)
     inward = free_port()
     with serving(data) as port, guests(host, f"['forward={inward}:80']", "['']") as (one, two):
