@@ -52,6 +52,12 @@ def foreign(machine: Machine) -> dict[str, int]:
     return machine.toolstack.foreign.statistics()
 
 
+async def lending(machine: Machine) -> tuple[Guest, str]:
+    """The machine's first guest, and the reference of the page that it has lent to the second."""
+    lender = await machine.create(borrower("lender", "lend 2"))
+    return lender, (await lender.console.expect(re.compile(r"lent as (\d+)")))[1]
+
+
 async def ended_well(guest: Guest) -> None:
     assert await guest.wait_shutdown() == ShutdownReason.POWEROFF, guest.domain.reason_text
 
@@ -76,8 +82,7 @@ async def test_two_kernels_at_once(processes: bool) -> None:
 async def test_programs_lend_and_borrow(processes: bool) -> None:
     with trio.fail_after(60):
         async with open_machine(processes=processes) as machine:
-            lender = await machine.create(borrower("lender", "lend 2"))
-            ref = (await lender.console.expect(re.compile(r"lent as (\d+)")))[1]
+            lender, ref = await lending(machine)
             user = await machine.create(borrower("user", f"borrow 1 {ref}"))
             await user.console.expect("borrowed b'lent'")
             await user.console.expect("gave it back")
@@ -103,8 +108,7 @@ async def test_the_user_dies(processes: bool) -> None:
     """What it had is the lender's again."""
     with trio.fail_after(60):
         async with open_machine(processes=processes) as machine:
-            lender = await machine.create(borrower("lender", "lend 2"))
-            ref = (await lender.console.expect(re.compile(r"lent as (\d+)")))[1]
+            lender, ref = await lending(machine)
             user = await machine.create(borrower("user", f"borrow 1 {ref} keep"))
             await user.console.expect("borrowed")
             assert machine.toolstack.foreign.users(lender.domid) == {user.domid: 1}
@@ -122,8 +126,7 @@ async def test_the_lender_dies(processes: bool) -> None:
     """Its user goes on with what it has; the domid stays taken until that is given back."""
     with trio.fail_after(60):
         async with open_machine(processes=processes) as machine:
-            lender = await machine.create(borrower("lender", "lend 2"))
-            ref = (await lender.console.expect(re.compile(r"lent as (\d+)")))[1]
+            lender, ref = await lending(machine)
             user = await machine.create(borrower("user", f"borrow 1 {ref} keep"))
             await user.console.expect("borrowed")
             await lender.destroy()
@@ -156,8 +159,7 @@ async def test_a_stopped_process_holds_up_its_neighbour_only_for_so_long(monkeyp
     monkeypatch.setattr("dom0.host.foreign.PATIENCE", 0.5)
     with trio.fail_after(60):
         async with open_machine(processes=True) as machine:
-            lender = await machine.create(borrower("lender", "lend 2"))
-            ref = (await lender.console.expect(re.compile(r"lent as (\d+)")))[1]
+            lender, ref = await lending(machine)
             assert lender.domain.vm is not None
             pid = lender.domain.vm.info().pid
             os.kill(pid, signal.SIGSTOP)
