@@ -28,7 +28,7 @@ from xen_py.abi.xen import (
     VmAssist,
 )
 from xen_py.clock import Clock
-from xen_py.engine import Engine, R
+from xen_py.engine import Engine, EventPaths, R
 from xen_py.evtchn import ChannelState, LocalPort, PendingEvents
 from xen_py.foreign import ForeignMemory
 from xen_py.frames import FrameFlag, FrameTable, FrameType
@@ -110,6 +110,7 @@ class Domain:
         self.current = self.vcpus[0]
         self._start()
         engine.accelerate(memory.bytes, self.frames, self.space.m2p_entry)
+        engine.see_to_events(self.events, at, self._tsc_scale, alone=not self._several and not clock.virtual)
         engine.set_vcpu(self.current.words)
         self.scheduler = VcpuScheduler(self)
 
@@ -501,8 +502,9 @@ class Domain:
         """Any thread: make a running `step` come back soon, or the next one at once."""
         self.engine.kick()
 
-    def watch_kick_fd(self, fd: int) -> None:
-        self.engine.watch(fd)
+    def connect(self, paths: EventPaths) -> None:
+        """Events come and go this way from now on."""
+        self.engine.connect(paths)
 
     def crash(self, why: str) -> Shutdown:
         """The guest cannot go on."""

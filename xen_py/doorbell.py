@@ -34,6 +34,8 @@ PUBLISHED_VCPUS = 64
 _OUTBOX = 1024
 _STATE = 2048
 _VCPUS = _STATE + 24
+_FIRST_VCPU = 3
+"""Its first word of two, in the words of the state."""
 
 
 def open_native(declarations: str) -> tuple[cffi.FFI, Any]:
@@ -80,7 +82,8 @@ class Bell:
         self._buffer = _ffi.from_buffer("char[]", words, require_writable=True)
         self._bell = _ffi.cast("void *", self._buffer)
         self._ports = _ffi.new("uint32_t[]", MAX_PORTS)
-        self._words = words
+        self.words = words
+        """Its part of the page, for native code."""
         self.eventfd = eventfd
         self.address = self._bell
         """For native code that rings it."""
@@ -111,7 +114,7 @@ class Bell:
 
     def close(self) -> None:
         _ffi.release(self._buffer)
-        self._words.release()
+        self.words.release()
 
 
 class Doorbell:
@@ -123,8 +126,8 @@ class Doorbell:
         view = memoryview(self._map)
         self.inbox = Bell(view[:_OUTBOX], inbox_fd)
         self.outbox = Bell(view[_OUTBOX:_STATE], outbox_fd)
-        self._state = view[_STATE:_VCPUS].cast("Q")
-        self._vcpus = view[_VCPUS : _VCPUS + 16 * PUBLISHED_VCPUS].cast("Q")
+        self.published = view[_STATE : _VCPUS + 16 * PUBLISHED_VCPUS].cast("Q")
+        """The state, in words; written by the domain's loop and, while it sleeps in native code, there (events.c)."""
         view.release()
 
     @classmethod
@@ -144,34 +147,34 @@ class Doorbell:
     # the domain's loop writes
 
     def publish_state(self, state: RunState) -> None:
-        self._state[0] = state
+        self.published[0] = state
 
     def publish(self, pages: int, vcpus: list[tuple[bool, bool, int]]) -> None:
         """What `xl list` and `xl vcpu-list` show: pages owned; for each vCPU online, blocked, nanoseconds run."""
-        self._state[1] = pages
+        words = self.published
+        words[1] = pages
         shown = vcpus[:PUBLISHED_VCPUS]
         for n, (online, blocked, cpu_time_ns) in enumerate(shown):
-            self._vcpus[2 * n] = online | blocked << 1
-            self._vcpus[2 * n + 1] = cpu_time_ns
-        self._state[2] = len(shown)
+            words[_FIRST_VCPU + 2 * n] = online | blocked << 1
+            words[_FIRST_VCPU + 2 * n + 1] = cpu_time_ns
+        words[2] = len(shown)
 
     # the host reads
 
     @property
     def state(self) -> RunState:
-        number = self._state[0]
+        number = self.published[0]
         return RunState(number) if number in RunState._value2member_map_ else RunState.RUNNING
 
     @property
     def pages(self) -> int:
-        return self._state[1]
+        return self.published[1]
 
     def vcpus(self) -> list[tuple[bool, bool, int]]:
         """For each vCPU published: online, blocked, nanoseconds run."""
-        count = min(self._state[2], PUBLISHED_VCPUS)
-        return [
-            (bool(self._vcpus[2 * n] & 1), bool(self._vcpus[2 * n] & 2), self._vcpus[2 * n + 1]) for n in range(count)
-        ]
+        count = min(self.published[2], PUBLISHED_VCPUS)
+        pairs = self.published[_FIRST_VCPU : _FIRST_VCPU + 2 * count].tolist()
+        return [(bool(flags & 1), bool(flags & 2), ns) for flags, ns in zip(pairs[::2], pairs[1::2], strict=True)]
 
     def close(self) -> None:
         """Idempotent."""
@@ -179,8 +182,7 @@ class Doorbell:
             return
         self.inbox.close()
         self.outbox.close()
-        self._state.release()
-        self._vcpus.release()
+        self.published.release()
         self._map.close()
         for fd in self.fds:
             os.close(fd)

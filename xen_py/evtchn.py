@@ -27,6 +27,7 @@ from xen_py.abi.xen import (
     SHARED_INFO_EVTCHN_PENDING,
     VCPU_INFO_PENDING_SEL,
     VCPU_INFO_UPCALL_PENDING,
+    Virq,
 )
 from xen_py.types import DomId, Errno, Port, VcpuId, XenError
 
@@ -264,6 +265,13 @@ class LocalPort:
     """The other end, where that is a port of the domain itself: such events go no further than the domain."""
 
 
+class PortKind:
+    """What an engine that deals with events by itself has to know of a port (events.c)."""
+
+    CLOSED, LOCAL, OUTWARD = range(3)
+    """OUTWARD: what is sent through it leaves the domain."""
+
+
 class PendingEvents:
     """The pending and mask bits of one domain, and which of its ports are timers, IPIs, or somebody else's."""
 
@@ -272,28 +280,43 @@ class PendingEvents:
         self._vcpu_info = vcpu_info
         self.ports: dict[int, LocalPort] = {}
         self._virqs: dict[tuple[int, int], int] = {}
-        self.raised = 0
+        self.kinds = memoryview(bytearray(NR_EVENT_CHANNELS_2L))
+        """`PortKind` of each port; shared with the engine, as the two words are."""
+        self.shared = memoryview(bytearray(16)).cast("Q")
+        """How many events have been raised, and the port of vCPU 0's timer (0: none)."""
+
+    @property
+    def raised(self) -> int:
+        return self.shared[0]
+
+    def _know(self, port: int, local: LocalPort) -> None:
+        self.ports[port] = local
+        outward = local.state in (ChannelState.UNBOUND, ChannelState.INTERDOMAIN) and not local.peer
+        self.kinds[port] = PortKind.OUTWARD if outward else PortKind.LOCAL
 
     def opened(self, port: Port, local: LocalPort) -> None:
         """A port came to be: unmasked events of its earlier life are forgotten."""
-        self.ports[port] = local
+        self._know(port, local)
         if local.state == ChannelState.VIRQ:
             self._virqs[local.virq, local.vcpu] = port
+            self._timer_moved()
         word = (SHARED_INFO_EVTCHN_PENDING >> 3) + (port >> 6)
         self._words[word] &= ~(1 << (port & 63))
 
     def bound_to_self(self, port: Port, other: Port) -> None:
         """bind_interdomain of a domain with itself: `port` is new, `other` was waiting."""
         self.opened(port, LocalPort(ChannelState.INTERDOMAIN, VcpuId(0), peer=other))
-        self.ports[other] = LocalPort(ChannelState.INTERDOMAIN, self.ports[other].vcpu, peer=port)
+        self._know(other, LocalPort(ChannelState.INTERDOMAIN, self.ports[other].vcpu, peer=port))
 
     def closed(self, port: Port) -> None:
         local = self.ports.pop(port, None)
         if local is not None:
+            self.kinds[port] = PortKind.CLOSED
             if local.state == ChannelState.VIRQ:
                 self._virqs.pop((local.virq, local.vcpu), None)
+                self._timer_moved()
             if local.peer in self.ports:
-                self.ports[local.peer] = LocalPort(ChannelState.UNBOUND, self.ports[local.peer].vcpu)
+                self._know(local.peer, LocalPort(ChannelState.UNBOUND, self.ports[local.peer].vcpu))
         word = (SHARED_INFO_EVTCHN_PENDING >> 3) + (port >> 6)
         self._words[word] &= ~(1 << (port & 63))
 
@@ -301,7 +324,11 @@ class PendingEvents:
         local = self.ports[port]
         if local.state == ChannelState.VIRQ:  # a global one; its events look for it under the vCPU it was bound to
             self._virqs[local.virq, vcpu] = self._virqs.pop((local.virq, local.vcpu))
-        self.ports[port] = replace(local, vcpu=vcpu)
+            self._timer_moved()
+        self._know(port, replace(local, vcpu=vcpu))
+
+    def _timer_moved(self) -> None:
+        self.shared[1] = self._virqs.get((Virq.TIMER, 0), 0)
 
     def virq_port(self, virq: int, vcpu: VcpuId) -> Port | None:
         port = self._virqs.get((virq, vcpu))
@@ -320,7 +347,7 @@ class PendingEvents:
         if pending & bit:
             return None
         words[at] = pending | bit
-        self.raised += 1
+        self.shared[0] += 1
         if words[(SHARED_INFO_EVTCHN_MASK >> 3) + (port >> 6)] & bit:
             return None
         self._select(vcpu, port >> 6)

@@ -53,7 +53,7 @@ class FrameTable:
         self.geometry = geometry
         self.base = geometry.mfn_base
         n = self.count = geometry.nr_frames
-        self._store = mmap.mmap(-1, n * 16)
+        self._store = mmap.mmap(-1, n * 16 + 8)
         whole = memoryview(self._store)
         self.refs = whole[0 : 4 * n].cast("I")
         self.type_counts = whole[4 * n : 8 * n].cast("I")
@@ -61,9 +61,10 @@ class FrameTable:
         """Executable mappings of the frame there are now."""
         self.types = whole[12 * n : 13 * n]
         self.flags = whole[13 * n : 14 * n]
+        self.tally = whole[16 * n :].cast("Q")
+        """One word: how many frames of RAM the domain has."""
         self.linear = whole[14 * n : 16 * n].cast("h")
         """Of a table: how many linear entries it has, or as a negative number how many name it (never both)."""
-        self.allocated = 0
         self._lowest_free = 0
         """No frame below is free, so that giving a domain many frames one by one does not look at all of them."""
 
@@ -83,7 +84,7 @@ class FrameTable:
         self.refs[index] = 1
         self.type_counts[index] = 0
         self.types[index] = FrameType.NONE
-        self.allocated += 1
+        self.tally[0] += 1
 
     def allocate_special(self, index: int) -> None:
         """A frame shared with the hypervisor: permanently of type writable."""
@@ -91,6 +92,11 @@ class FrameTable:
         self.refs[index] = 1
         self.type_counts[index] = 1
         self.types[index] = FrameType.WRITABLE
+
+    @property
+    def allocated(self) -> int:
+        """Frames of RAM that the domain has."""
+        return self.tally[0]
 
     def get(self, index: int) -> None:
         self.refs[index] += 1
@@ -102,7 +108,7 @@ class FrameTable:
         if left:
             return False
         self.flags[index] &= FrameFlag.CODE_SEEN
-        self.allocated -= 1
+        self.tally[0] -= 1
         self._lowest_free = min(self._lowest_free, index)
         return True
 
@@ -131,13 +137,12 @@ class FrameTable:
         return tally | {"allocated": self.allocated}
 
     def save(self) -> dict[str, Any]:
-        return {"store": bytes(self._store), "allocated": self.allocated}
+        return {"store": bytes(self._store)}
 
     def restore(self, state: dict[str, Any]) -> None:
         self._store[:] = state["store"]
-        self.allocated = state["allocated"]
         self._lowest_free = 0
 
     def close(self) -> None:
-        for view in (self.refs, self.type_counts, self.code_maps, self.types, self.flags, self.linear):
+        for view in (self.refs, self.type_counts, self.code_maps, self.types, self.flags, self.linear, self.tally):
             view.release()

@@ -36,9 +36,12 @@ class TrapGate:
     flags: int = 0
 
 
-_TRAPS = 16
+PERIOD_NS = 10_000_000
+"""Of the periodic timer, until the guest sets it."""
+_TRAPS = 32
 WORDS = _TRAPS + 2 * 256
 """64-bit words of a vCPU that are shared with the engine."""
+_RUNSTATE_TIMES = 20
 
 
 class _Word(Generic[T]):
@@ -74,10 +77,14 @@ class TrapTable:
             self._words[n] = 0
 
 
+def _fresh_words() -> memoryview:
+    return memoryview(bytearray(8 * WORDS)).cast("Q")
+
+
 @dataclass
 class Vcpu:
     id: VcpuId
-    words: memoryview = field(default_factory=lambda: memoryview(bytearray(8 * WORDS)).cast("Q"))
+    words: memoryview = field(default_factory=_fresh_words)
     online: bool = False
     initialised: bool = False
     regs: list[int] = field(default_factory=lambda: [0] * R.COUNT)
@@ -101,21 +108,8 @@ class Vcpu:
     ldt_entries: int = 0
     ldt_frames: dict[int, Mfn] = field(default_factory=dict)
     info_registered: bool = False
-    runstate_area: int = 0
-    time_area: int = 0
-    # blocking
-    blocked: bool = False
     polling: tuple[int, ...] = ()
     poll_deadline: int = 0
-    # timers, absolute system time in ns; 0 for none
-    periodic_period: int = 10_000_000
-    periodic_next: int = 0
-    singleshot: int = 0
-    # runstate accounting
-    runstate: Runstate = Runstate.OFFLINE
-    runstate_since: int = 0
-    runstate_times: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
-    time_version: int = 0
 
     kernel_mode = _Word(0, bool)
     root = _Word(1, Mfn)
@@ -138,17 +132,33 @@ class Vcpu:
     """How many pages of the LDT are mapped: len(ldt_frames)."""
     user_selectors_known = _Word(13, bool)
     """CS 0x33 and SS 0x2b have been found good for 64-bit user mode since the GDT last changed."""
+    blocked = _Word(14, bool)
+    # timers: absolute system time in ns, 0 for none
+    singleshot = _Word(15, int)
+    periodic_period = _Word(16, int)
+    periodic_next = _Word(17, int)
+    runstate = _Word(18, Runstate)
+    runstate_since = _Word(19, int)
+    runstate_area = _Word(24, int)
+    time_area = _Word(25, int)
+    time_version = _Word(26, int)
+
+    @property
+    def runstate_times(self) -> memoryview:
+        """ns spent in each state up to `runstate_since`."""
+        return self.words[_RUNSTATE_TIMES : _RUNSTATE_TIMES + 4]
 
     def __post_init__(self) -> None:
         self.traps = TrapTable(self.words)
         if not self.initialised:
             self.kernel_mode = True
+            self.periodic_period = self.periodic_period or PERIOD_NS
+            self.runstate = Runstate.OFFLINE
 
     def save(self) -> dict[str, Any]:
         state = {name: value for name, value in vars(self).items() if name != "traps"}
         state["words"] = bytes(self.words)
         state["polling"] = list(self.polling)
-        state["runstate"] = int(self.runstate)
         state["ldt_frames"] = list(self.ldt_frames.items())
         return state
 
@@ -157,6 +167,5 @@ class Vcpu:
         state = dict(state)
         state["words"] = memoryview(bytearray(state["words"])).cast("Q")
         state["polling"] = tuple(state["polling"])
-        state["runstate"] = Runstate(state["runstate"])
         state["ldt_frames"] = dict(state["ldt_frames"])
         return cls(**state)

@@ -19,7 +19,7 @@ from typing import Any
 from dom0.host.grantorders import ORDERS
 from dom0.host.messages import LONGEST, BadMessage, pack, parse
 from xen_py.abi.grant_table import GrantStatus
-from xen_py.doorbell import Doorbell
+from xen_py.doorbell import MAX_PORTS, Doorbell
 from xen_py.evtchn import ChannelState, EvtchnStatus
 from xen_py.foreign import OthersGrants
 from xen_py.grants import GrantError
@@ -37,8 +37,8 @@ class LoopLink:
         self._socket = sock
         self._doorbell = doorbell
         self._orders: deque[list[Any]] = deque()
-        self._routes: dict[Port, int] = {}
-        """Eventfds of backends' threads, by the ports whose events go to them."""
+        self.routes = memoryview(array("i", [-1]) * MAX_PORTS)
+        """Eventfds of backends' threads, for the ports whose events go to them; -1 for the others."""
         self.others: OthersGrants = _OthersOverLink(self._call)
         self._carry_out: Callable[[str, list[Any]], object] | None = None
         self.on_kept: Callable[[], None] = lambda: None
@@ -71,12 +71,12 @@ class LoopLink:
 
     def evtchn_reset(self, domid: DomId) -> None:
         self._call("evtchn_reset", domid)
-        for port in list(self._routes):
-            self._unroute(port)
+        for port in range(MAX_PORTS):
+            self._unroute(Port(port))
 
     def evtchn_notify(self, port: Port) -> None:
-        eventfd = self._routes.get(port)
-        if eventfd is None:
+        eventfd = self.routes[port]
+        if eventfd < 0:
             self._doorbell.outbox.ring(port)
         else:
             os.eventfd_write(eventfd, 1)
@@ -170,8 +170,8 @@ class LoopLink:
         return data, [fd for _, _, packed in ancillary for fd in array("i", packed[:4])]
 
     def _unroute(self, port: Port) -> None:
-        eventfd = self._routes.pop(port, None)
-        if eventfd is not None:
+        eventfd, self.routes[port] = self.routes[port], -1
+        if eventfd >= 0:
             os.close(eventfd)
 
     def _keep(self, data: bytes, fds: list[int]) -> list[Any] | None:
@@ -185,7 +185,7 @@ class LoopLink:
             case ["route", int(order), int(port), there]:
                 self._unroute(Port(port))
                 if there:
-                    (self._routes[Port(port)],) = fds
+                    (self.routes[port],) = fds
                 self.done(order)
                 return None
             case [str(kind), int(), *_] if kind in ORDERS or kind in ("pause", "unpause", "trace"):

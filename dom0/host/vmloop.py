@@ -4,7 +4,8 @@
 The same loop runs in a VM process and, for tests and driver developers, on a thread of the host process. It is the
 one thread that touches the `Domain`. Order matters in one place: the inbox's eventfd is emptied before the marks are
 taken, and marks are looked at after every wake-up and before every sleep, so none is slept over
-(engine/native/link.c).
+(engine/native/link.c). An engine may do all of that by itself for as long as nothing is asked of the loop
+(engine/native/events.c, which does as is done here); the link's socket brings it back.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dom0.host.looplink import LoopLink
 from dom0.host.looptrace import LoopTrace, Traced
 from xen_py.clock import Clock
 from xen_py.doorbell import Doorbell, RunState
+from xen_py.engine import EventPaths
 from xen_py.spec import Blocked, DomainInfo, Kicked, Shutdown, Step
 from xen_py.types import Port
 
@@ -25,7 +27,7 @@ class Steppable(grantorders.Granter, Traced, Protocol):
     """What the loop needs of `xen_py.domain.Domain`."""
 
     def step(self) -> Step: ...
-    def watch_kick_fd(self, fd: int) -> None: ...
+    def connect(self, paths: EventPaths) -> None: ...
     def deliver(self, port: Port) -> None: ...
     def info(self) -> DomainInfo: ...
     def close(self) -> None: ...
@@ -43,7 +45,7 @@ class VmLoop:
         self._ended = False
         self._trace = LoopTrace(domain, link, clock)
         link.serve_grants(partial(grantorders.carry_out, domain))
-        domain.watch_kick_fd(doorbell.inbox.eventfd)
+        domain.connect(EventPaths(doorbell, link.fd, link.routes))
 
     def run(self) -> None:
         """Returns never but by HostGone, when the host has closed the link (or by a bug's exception)."""

@@ -16,7 +16,7 @@ from dom0.host.foreign import ForeignGrants
 from hypercalls.table import dispatch
 from xen_py import traps
 from xen_py.abi.xen import DOMID_SELF, Hypercall
-from xen_py.clock import VirtualClock
+from xen_py.clock import Clock, VirtualClock
 from xen_py.domain import Domain
 from xen_py.engine import R
 from xen_py.engine.unicorn import UnicornEngine
@@ -58,7 +58,8 @@ class Machine:
     domain: Domain
     memory: GuestMemory
     broker: EventBroker
-    clock: VirtualClock
+    clock: Any
+    """A VirtualClock, unless the test has asked for another."""
     delivered: list[Delivery] = field(default_factory=list)
     console: bytearray = field(default_factory=bytearray)
     messages: list[str] = field(default_factory=list)
@@ -170,7 +171,7 @@ class Neighbours:
 
     def build(self, domid: DomId, max_pages: int = MAX_PAGES) -> Machine:
         self.broker.add_domain(domid, 1)
-        self.machines[domid] = machine = _build(self, domid, 1, max_pages)
+        self.machines[domid] = machine = _build(self, domid, 1, max_pages, VirtualClock(1_000_000_000))
         return machine
 
     def close(self) -> None:
@@ -178,15 +179,15 @@ class Neighbours:
             machine.close()
 
 
-def build_machine(vcpus: int = 1) -> Machine:
-    """A fresh machine; time stands still until `clock.advance`. Domain 2 is there and has nothing."""
+def build_machine(vcpus: int = 1, clock: Clock | None = None) -> Machine:
+    """A fresh machine; time stands still until `clock.advance`, unless a clock is given. Domain 2 is there and bare."""
     alone = Neighbours()
     alone.broker.add_domain(DomId(1), vcpus)
     alone.broker.add_domain(DomId(2), 1)
-    return _build(alone, DomId(1), vcpus, MAX_PAGES)
+    return _build(alone, DomId(1), vcpus, MAX_PAGES, clock or VirtualClock(1_000_000_000))
 
 
-def _build(neighbours: Neighbours, domid: DomId, vcpus: int, max_pages: int) -> Machine:
+def _build(neighbours: Neighbours, domid: DomId, vcpus: int, max_pages: int, clock: Any) -> Machine:
     geometry = MemoryGeometry.for_domain(max_pages)
     memory = GuestMemory.create(geometry, "xen-py test", room_for(geometry))
     words = memory.words
@@ -214,7 +215,6 @@ def _build(neighbours: Neighbours, domid: DomId, vcpus: int, max_pages: int) -> 
     delivered: list[Delivery] = []
     console = bytearray()
     messages: list[str] = []
-    clock = VirtualClock(1_000_000_000)
     spec = DomainSpec(
         domid=domid,
         name="test",

@@ -5,12 +5,28 @@ from __future__ import annotations
 
 import os
 import time
+from array import array
+from contextlib import closing
 
 import pytest
 
-from tests.core.machine import CODE, DATA, FREE, L1, MAX_PAGES, NX, RW_FLAGS, SYSCALL, USER_VA, VA, Machine
+from tests.core.machine import (
+    CODE,
+    DATA,
+    FREE,
+    L1,
+    MAX_PAGES,
+    NX,
+    RW_FLAGS,
+    SYSCALL,
+    USER_VA,
+    VA,
+    Machine,
+    build_machine,
+)
 from xen_py.abi.xen import Hypercall
-from xen_py.engine import ExitKind, R
+from xen_py.doorbell import MAX_PORTS, Doorbell
+from xen_py.engine import EventPaths, ExitKind, R
 from xen_py.frames import FrameFlag
 
 UNMAPPED = VA(MAX_PAGES + 7)
@@ -196,22 +212,25 @@ def test_kick_before_a_run_is_not_lost_and_stays_until_cleared(machine: Machine)
     assert machine.regs[R.RIP] == VA(CODE)
 
 
-def test_deadline_and_watched_eventfd_end_an_endless_loop(machine: Machine) -> None:
+def test_a_deadline_ends_an_endless_loop(machine: Machine) -> None:
     engine = machine.domain.engine
     engine.set_deadline(time.monotonic_ns() + 2_000_000)
     assert machine.exit(b"\xeb\xfe") == ExitKind.KICKED
     engine.clear_kick()
     engine.set_deadline(0)
-    fd = os.eventfd(0)
-    try:
-        engine.watch(fd)
+
+
+def test_the_inbox_ends_an_endless_loop() -> None:
+    with closing(Doorbell.create()) as doorbell, closing(build_machine()) as machine:
+        engine = machine.domain.engine
+        engine.connect(EventPaths(doorbell, -1, memoryview(array("i", [-1] * MAX_PORTS))))
+        fd = doorbell.inbox.eventfd
+        machine.set_code(b"\xeb\xfe")
         for _ in range(3):
             os.eventfd_write(fd, 1)
             assert engine.run() == ExitKind.KICKED
             engine.clear_kick()
             assert os.eventfd_read(fd) == 1  # left to its reader
-    finally:
-        os.close(fd)
 
 
 def test_block_budget(machine: Machine) -> None:

@@ -15,6 +15,7 @@ from dom0 import open_machine
 from dom0.host.machine import Machine
 from dom0.toolstack.config import DomainConfig
 from xen_py.clock import Clock
+from xen_py.engine import EventPaths
 from xen_py.io.console import ConsoleRing
 from xen_py.link import HostLink
 from xen_py.memory import GuestMemory
@@ -76,8 +77,8 @@ class ScriptedDomain:
         assert threading.current_thread() is self.thread
         return next(self._steps)
 
-    def watch_kick_fd(self, fd: int) -> None:
-        self.kick_fd = fd
+    def connect(self, paths: EventPaths) -> None:
+        self.paths = paths
 
     def deliver(self, port: Port) -> None:
         self.delivered.append(port)

@@ -39,7 +39,7 @@ def busy(domain: ScriptedDomain) -> Iterator[Step]:
     """Runs until it is kicked, as a guest that never sleeps does."""
     domain.say(b"up\n")
     while True:
-        select.select([domain.kick_fd], [], [])
+        select.select([domain.paths.doorbell.inbox.eventfd], [], [])
         yield Kicked()
 
 

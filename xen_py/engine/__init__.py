@@ -10,10 +10,13 @@ it enters the guest and writes them when it comes back. That makes a trap handle
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from xen_py.doorbell import Doorbell
+    from xen_py.evtchn import PendingEvents
     from xen_py.frames import FrameTable
 
 
@@ -50,6 +53,17 @@ class ExitKind(IntEnum):
 
 class EngineError(Exception):
     """The engine cannot be used on this machine; the message says what was tried and what to do."""
+
+
+@dataclass(frozen=True)
+class EventPaths:
+    """How events get in and out of a domain's process, for an engine that sees to them by itself."""
+
+    doorbell: Doorbell
+    link_fd: int
+    """Readable when the host wants something that only the loop can do."""
+    routes: memoryview
+    """For each port (4096 of format 'i') the eventfd that events sent through it go to; -1: the doorbell's outbox."""
 
 
 class Engine(Protocol):
@@ -102,9 +116,6 @@ class Engine(Protocol):
 
     def clear_kick(self) -> None: ...
 
-    def watch(self, eventfd: int) -> None:
-        """Kick whenever somebody writes to this eventfd (which stays its reader's to drain)."""
-
     def set_deadline(self, monotonic_ns: int) -> None:
         """Kick at this CLOCK_MONOTONIC time; 0 for never."""
 
@@ -117,6 +128,16 @@ class Engine(Protocol):
         It does what `xen_py.traps`, `xen_py.mmu` and `hypercalls.mmu` would do, for the vCPU named by `set_vcpu`.
         An engine may do nothing here.
         """
+
+    def see_to_events(self, events: PendingEvents, shared_info: int, tsc_scale: tuple[int, int], alone: bool) -> None:
+        """With `accelerate`: where the domain's events are pending, and how its time is told.
+
+        `shared_info` is an offset in the memory. `alone`: the domain has one vCPU, whose sleep and timers may then be
+        the engine's business too. That begins with `connect`, and needs a real clock.
+        """
+
+    def connect(self, paths: EventPaths) -> None:
+        """Where events come from and go to; kick for those that are the loop's business. All of it outlives us."""
 
     def set_vcpu(self, words: memoryview | None) -> None:
         """The shared words of the vCPU that runs (`xen_py.vcpu.Vcpu.words`); None: every exit comes back."""

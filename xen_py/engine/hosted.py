@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xen_py.engine import EngineError, R
+from xen_py.engine import EngineError, EventPaths, R
 
 if TYPE_CHECKING:
+    from xen_py.evtchn import PendingEvents
     from xen_py.frames import FrameTable
 
 
@@ -71,13 +72,17 @@ class HostedEngine:
     def clear_kick(self) -> None:
         self._kicked = False
 
-    def watch(self, eventfd: int) -> None: ...
-
     def set_deadline(self, monotonic_ns: int) -> None: ...
 
     def set_block_budget(self, blocks: int) -> None: ...
 
     def accelerate(self, memory: memoryview, frames: FrameTable, m2p_entry: int) -> None: ...
+
+    def see_to_events(
+        self, events: PendingEvents, shared_info: int, tsc_scale: tuple[int, int], alone: bool
+    ) -> None: ...
+
+    def connect(self, paths: EventPaths) -> None: ...
 
     def set_vcpu(self, words: memoryview | None) -> None: ...
 

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from cffi import FFI
 
-from xen_py.engine import EngineError, R
+from xen_py.engine import EngineError, EventPaths, R
 
 if TYPE_CHECKING:
+    from xen_py.evtchn import PendingEvents
     from xen_py.frames import FrameTable
 
-_ABI = 6
+_ABI = 7
 _ffi = FFI()
 _ffi.cdef(
     """
@@ -33,7 +34,16 @@ struct xpy_fast {
     void *vcpu;
     uint64_t m2p_entry;
     uint64_t writable_pagetables, architectural_iopl, m2p_strict;
-    uint64_t calls[64], guest_syscalls, page_faults, upcalls;
+    uint64_t shared_info, tsc_mul, tsc_shift, alone;
+    uint8_t *ports;
+    uint64_t *events, *allocated;
+    uint64_t calls[64], guest_syscalls, page_faults, upcalls, kicks, sleeps;
+};
+struct xpy_paths {
+    void *inbox, *outbox;
+    int inbox_fd, outbox_fd, link_fd;
+    int *routes;
+    uint64_t *published;
 };
 typedef struct xpy_engine xpy_engine;
 int xpy_abi(void);
@@ -60,7 +70,7 @@ void xpy_fpu_restore(xpy_engine *e, const void *blob);
 void xpy_kick(xpy_engine *e);
 int xpy_kick_pending(xpy_engine *e);
 void xpy_clear_kick(xpy_engine *e);
-int xpy_watch(xpy_engine *e, int eventfd);
+int xpy_connect(xpy_engine *e, const struct xpy_paths *paths);
 void xpy_set_deadline(xpy_engine *e, uint64_t monotonic_ns);
 void xpy_set_block_budget(xpy_engine *e, uint64_t blocks);
 uint64_t xpy_blocks(xpy_engine *e);
@@ -177,11 +187,6 @@ class UnicornEngine:
             raise EngineError(f"a CPU state of {len(blob)} bytes is not from this version of Unicorn")
         self._lib.xpy_fpu_restore(self._e, blob)
 
-    def watch(self, eventfd: int) -> None:
-        error = self._lib.xpy_watch(self._e, eventfd)
-        if error:
-            raise OSError(-error, "eventfd cannot be watched")
-
     def set_deadline(self, monotonic_ns: int) -> None:
         self._lib.xpy_set_deadline(self._e, monotonic_ns)
 
@@ -197,19 +202,38 @@ class UnicornEngine:
             ("code_maps", frames.code_maps),
             ("types", frames.types),
             ("flags", frames.flags),
+            ("allocated", frames.tally),
         ):
-            buffer = _ffi.from_buffer(view, require_writable=True)
-            self._held.append(buffer)
-            setattr(fast, name, _ffi.cast(_ffi.typeof(getattr(fast, name)), buffer))
+            setattr(fast, name, self._hold(view, _ffi.typeof(getattr(fast, name))))
         fast.mfn_base, fast.frames, fast.m2p_entry = frames.base, frames.count, m2p_entry
 
-    def set_vcpu(self, words: memoryview | None) -> None:
-        if words is None:
-            self._fast.vcpu = _ffi.NULL
-            return
-        buffer = _ffi.from_buffer(words, require_writable=True)
+    def _hold(self, view: memoryview, kind: Any) -> Any:
+        """A pointer to it, good until `close`."""
+        buffer = _ffi.from_buffer(view, require_writable=True)
         self._held.append(buffer)
-        self._fast.vcpu = _ffi.cast("void *", buffer)
+        return _ffi.cast(kind, buffer)
+
+    def see_to_events(self, events: PendingEvents, shared_info: int, tsc_scale: tuple[int, int], alone: bool) -> None:
+        fast = self._fast
+        fast.shared_info, fast.alone = shared_info, alone
+        fast.tsc_mul, fast.tsc_shift = tsc_scale[0], tsc_scale[1] & 0xFF
+        fast.ports = self._hold(events.kinds, "uint8_t *")
+        fast.events = self._hold(events.shared, "uint64_t *")
+
+    def connect(self, paths: EventPaths) -> None:
+        bells = paths.doorbell
+        where: Any = _ffi.new("struct xpy_paths *")
+        where.inbox, where.inbox_fd = self._hold(bells.inbox.words, "void *"), bells.inbox.eventfd
+        where.outbox, where.outbox_fd = self._hold(bells.outbox.words, "void *"), bells.outbox.eventfd
+        where.link_fd = paths.link_fd
+        where.routes = self._hold(paths.routes, "int *")
+        where.published = self._hold(bells.published, "uint64_t *")
+        error = self._lib.xpy_connect(self._e, where)
+        if error:
+            raise OSError(-error, "the inbox cannot be watched")
+
+    def set_vcpu(self, words: memoryview | None) -> None:
+        self._fast.vcpu = _ffi.NULL if words is None else self._hold(words, "void *")
 
     def set_assists(self, writable_pagetables: bool, architectural_iopl: bool, m2p_strict: bool) -> None:
         fast = self._fast
@@ -219,7 +243,8 @@ class UnicornEngine:
     def accelerated(self) -> dict[str, int]:
         fast = self._fast
         done = {str(n): count for n, count in enumerate(fast.calls) if count}
-        return done | {name: int(getattr(fast, name)) for name in ("guest_syscalls", "page_faults", "upcalls")}
+        names = ("guest_syscalls", "page_faults", "upcalls", "kicks", "sleeps")
+        return done | {name: int(getattr(fast, name)) for name in names}
 
     def statistics(self) -> dict[str, int]:
         c = self._lib.xpy_counters(self._e)

@@ -278,6 +278,7 @@ static void load(struct xpy_engine *e)
 
     *e->old_exception = -1; /* invalidating code may have raised and swallowed a page fault */
     memcpy(cpu->regs, r->gpr, sizeof cpu->regs);
+    cpu->eip = r->rip;
     cpu->eflags = (r->rflags & 0x3fffffu) | 2; /* all of them: the emulator takes the flags apart on entry */
     for (int i = 0; i < 6; i++)
         cpu->segs[i].selector = (uint16_t)r->sel[i];
@@ -313,23 +314,20 @@ static void save(struct xpy_engine *e)
     r->cr3 = cpu->cr[3];
 }
 
-int xpy_run(struct xpy_engine *e)
+/* Once in and out of the guest. */
+static void run_once(struct xpy_engine *e)
 {
     struct xpy_regs *r = &e->r;
     int err;
 
     r->kind = XPY_KICKED;
-    if (__atomic_load_n(&e->kicked, __ATOMIC_SEQ_CST) || (e->budget && e->blocks >= e->budget)) {
-        e->c.kicks++;
-        return XPY_KICKED;
-    }
     load(e);
     e->c.runs++;
     xpy_enter(e);
     if (__atomic_load_n(&e->kicked, __ATOMIC_SEQ_CST)) {
         xpy_leave(e);
         e->c.kicks++;
-        return XPY_KICKED;
+        return;
     }
     err = e->uc_emu_start(e->uc, r->rip, 0, 0, 0);
     xpy_leave(e);
@@ -352,7 +350,20 @@ int xpy_run(struct xpy_engine *e)
     } else {
         e->c.kicks++;
     }
-    return (int)r->kind;
+}
+
+int xpy_run(struct xpy_engine *e)
+{
+    do {
+        if (e->budget && e->blocks >= e->budget) {
+            e->r.kind = XPY_KICKED;
+            e->c.kicks++;
+            break;
+        }
+        run_once(e);
+        /* a kick, or a guest that wants to sleep: it may be able to go on without Python */
+    } while (e->r.kind == XPY_KICKED && xpy_attend(e) && (save(e), true));
+    return (int)e->r.kind;
 }
 
 size_t xpy_fpu_size(struct xpy_engine *e) { return e->context_size; }

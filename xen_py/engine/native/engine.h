@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define XPY_ABI 6
+#define XPY_ABI 7
 
 /* Why xpy_run came back. */
 enum {
@@ -56,13 +56,18 @@ struct xpy_counters {
 /* What of a vCPU both this code and Python's Vcpu work on; 64-bit words, see xen_py/vcpu.py for what they mean. */
 struct xpy_vcpu {
     uint64_t kernel_mode, root, user_root, gs_base_kernel, gs_base_user, kernel_sp, kernel_ss, iopl;
-    uint64_t info_offset, event_callback, syscall_callback, syscall_masks_events, ldt_pages, user_selectors, spare[2];
+    uint64_t info_offset, event_callback, syscall_callback, syscall_masks_events, ldt_pages, user_selectors;
+    uint64_t blocked, singleshot, periodic_period, periodic_next;
+    uint64_t runstate, runstate_since, runstate_times[4], runstate_area, time_area, time_version, spare[5];
     struct {
         uint64_t address, flags; /* flags: as in the guest's table; its selector is not used */
     } traps[256];
 };
 
-/* What fast.c needs of a domain: its memory and frame table (xen_py/frames.py), and the vCPU that runs. */
+/*
+ * What fast.c and events.c need of a domain: its memory and frame table (xen_py/frames.py), the vCPU that runs, its ports
+ * (xen_py/evtchn.py, PendingEvents).
+ */
 struct xpy_fast {
     uint8_t *memory;
     uint64_t mfn_base, frames;
@@ -71,8 +76,23 @@ struct xpy_fast {
     struct xpy_vcpu *vcpu; /* null: leave everything to Python */
     uint64_t m2p_entry;    /* L4 slot 256 */
     uint64_t writable_pagetables, architectural_iopl, m2p_strict;
+    uint64_t shared_info; /* offset in memory */
+    uint64_t tsc_mul, tsc_shift;
+    uint64_t alone; /* one vCPU and a real clock: its sleep, timers and kicks are dealt with in events.c */
+    uint8_t *ports;
+    uint64_t *events; /* how many were raised; the port of vCPU 0's timer */
+    uint64_t *allocated;
     /* counted here, told by Python */
-    uint64_t calls[64], guest_syscalls, page_faults, upcalls;
+    uint64_t calls[64], guest_syscalls, page_faults, upcalls, kicks, sleeps;
+};
+
+/* How events get in and out of the process: two bells of a doorbell page with their eventfds, the link, and the state
+ * that the host reads (xen_py/doorbell.py). A port whose route is not -1 rings that eventfd instead of the outbox. */
+struct xpy_paths {
+    void *inbox, *outbox;
+    int inbox_fd, outbox_fd, link_fd;
+    int *routes;
+    uint64_t *published;
 };
 
 struct xpy_engine;
@@ -101,7 +121,7 @@ void xpy_fpu_restore(struct xpy_engine *e, const void *blob);
 void xpy_kick(struct xpy_engine *e);
 int xpy_kick_pending(struct xpy_engine *e);
 void xpy_clear_kick(struct xpy_engine *e);
-int xpy_watch(struct xpy_engine *e, int eventfd);
+int xpy_connect(struct xpy_engine *e, const struct xpy_paths *paths);
 void xpy_set_deadline(struct xpy_engine *e, uint64_t monotonic_ns);
 void xpy_set_block_budget(struct xpy_engine *e, uint64_t blocks);
 uint64_t xpy_blocks(struct xpy_engine *e);

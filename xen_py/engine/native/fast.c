@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * The most frequent exits, dealt with inside the emulator's loop: guest syscalls and page faults bounced to the guest
- * kernel, event upcalls, iret, changes of L1 entries, changes of the root, small flushes, multicalls of these, and
- * what a guest with the I/O privilege may do: ports (none is there), cli and sti.
+ * kernel, event upcalls, iret, changes of L1 entries, changes of the root, small flushes, events sent, the singleshot
+ * timer, sleep (see events.c for these three), multicalls of these, and what a guest with the I/O privilege may do: ports (none is there), cli and sti.
  *
  * The readable reference is Python: xen_py/traps.py, xen_py/mmu.py, xen_py/guestmem.py, xen_py/privop.py and
  * hypercalls/mmu.py, and a test compares the two. This code works on the same arrays. It does the plain cases only: at anything else, an error above
@@ -52,10 +52,10 @@ static uint64_t frame_of(const struct xpy_engine *e, uint64_t entry)
     return i < e->fast.frames ? i : e->fast.frames;
 }
 
-/* Word index of the L1 entry for a guest address under the root in force, or -1. */
-static int64_t l1_entry(const struct xpy_engine *e, uint64_t va, uint64_t need)
+/* Word index of the L1 entry for a guest address under the root at that machine address, or -1. */
+static int64_t l1_entry_under(const struct xpy_engine *e, uint64_t root, uint64_t va, uint64_t need)
 {
-    uint64_t i = frame_of(e, e->cpu->cr[3]);
+    uint64_t i = frame_of(e, root);
 
     if (va >= HYPERVISOR_START && va < HYPERVISOR_START + (16ull << 39))
         return -1;
@@ -71,11 +71,17 @@ static int64_t l1_entry(const struct xpy_engine *e, uint64_t va, uint64_t need)
     return i == e->fast.frames ? -1 : (int64_t)(i * 512 + (va >> 12 & 511));
 }
 
+/* The same under the root in force. */
+static int64_t l1_entry(const struct xpy_engine *e, uint64_t va, uint64_t need)
+{
+    return l1_entry_under(e, e->cpu->cr[3], va, need);
+}
+
 /* Where a guest address lies in our memory, with accessed and dirty bits set as by a CPU; NULL if it may not be used. */
-static void *guest(const struct xpy_engine *e, uint64_t va, bool write)
+static void *guest_under(const struct xpy_engine *e, uint64_t root, uint64_t va, bool write)
 {
     uint64_t need = write ? M_PRESENT | M_RW : M_PRESENT, used = write ? M_ACCESSED | M_DIRTY : M_ACCESSED;
-    int64_t at = canonical(va) ? l1_entry(e, va, need) : -1;
+    int64_t at = canonical(va) ? l1_entry_under(e, root, va, need) : -1;
     uint64_t i;
 
     if (at < 0 || (words(e)[at] & need) != need)
@@ -85,6 +91,17 @@ static void *guest(const struct xpy_engine *e, uint64_t va, bool write)
         return NULL;
     words(e)[at] |= used;
     return e->fast.memory + (i << 12) + (va & 0xfff);
+}
+
+static void *guest(const struct xpy_engine *e, uint64_t va, bool write)
+{
+    return guest_under(e, e->cpu->cr[3], va, write);
+}
+
+/* n bytes in one page to be written by the kernel's tables, whichever mode the guest is in. */
+void *xpy_kernel_range(const struct xpy_engine *e, uint64_t va, uint64_t n)
+{
+    return (va & 0xfff) + n > 4096 ? NULL : guest_under(e, e->fast.vcpu->root << 12, va, true);
 }
 
 /* The same for n bytes that must lie in one page. */
@@ -184,13 +201,34 @@ static bool bounce(struct xpy_engine *e, uint64_t rip, uint64_t flags, uint64_t 
     return true;
 }
 
+static bool upcall_due(const struct xpy_engine *e)
+{
+    const uint8_t *info = e->fast.memory + e->fast.vcpu->info_offset;
+
+    return info[0] && !info[1];
+}
+
+/* While the emulator is not running: the upcall, if one is due; false when it cannot be made, which is left to Python. */
+bool xpy_upcall(struct xpy_engine *e)
+{
+    uint64_t flags = e->cpu->eflags;
+    bool made;
+
+    if (!upcall_due(e))
+        return true;
+    write_flags(e, flags); /* as they are kept while it runs, and afterwards whole again */
+    made = bounce(e, e->cpu->eip, flags, e->fast.vcpu->event_callback, true, -1);
+    e->cpu->eflags = made ? read_flags(e) : flags;
+    e->fast.upcalls += made;
+    return made;
+}
+
 /* With rip where the guest will go on: the upcall, if one is due. One that cannot be made is left to Python. */
 static void deliver_events(struct xpy_engine *e)
 {
     struct xpy_vcpu *v = e->fast.vcpu;
-    const uint8_t *info = e->fast.memory + v->info_offset;
 
-    if (!info[0] || info[1] || !v->event_callback)
+    if (!upcall_due(e) || !v->event_callback)
         return;
     if (bounce(e, e->cpu->eip, read_flags(e), v->event_callback, true, -1)) {
         e->fast.upcalls++;
@@ -496,10 +534,43 @@ static bool set_segment_base(struct xpy_engine *e, uint64_t which, uint64_t base
     return false;
 }
 
+static bool event_channel_op(const struct xpy_engine *e, uint32_t command, uint64_t argument)
+{
+    enum { SEND = 4 };
+    const uint32_t *port = command == SEND ? guest_range(e, argument, 4, false) : NULL;
+
+    return port && xpy_send(e, *port);
+}
+
+static bool vcpu_op(struct xpy_engine *e, uint32_t command, uint32_t vcpu, uint64_t argument)
+{
+    enum { SET_SINGLESHOT_TIMER = 8, STOP_SINGLESHOT_TIMER = 9 };
+    const uint64_t *timeout;
+
+    if (vcpu)
+        return false;
+    switch (command) {
+    case SET_SINGLESHOT_TIMER:
+        timeout = guest_range(e, argument, 12, false);
+        return timeout && xpy_set_singleshot(e, *timeout ? *timeout : 1);
+    case STOP_SINGLESHOT_TIMER:
+        return xpy_set_singleshot(e, 0);
+    }
+    return false;
+}
+
+static bool sched_op(struct xpy_engine *e, uint32_t command)
+{
+    enum { BLOCK = 1 };
+
+    return command == BLOCK && xpy_block(e);
+}
+
 /* One hypercall with result 0; false leaves it to Python. */
 static bool call(struct xpy_engine *e, uint64_t number, const uint64_t a[4])
 {
-    enum { MMU_UPDATE = 1, STACK_SWITCH = 3, UPDATE_VA_MAPPING = 14, SET_SEGMENT_BASE = 25, MMUEXT_OP = 26 };
+    enum { MMU_UPDATE = 1, STACK_SWITCH = 3, UPDATE_VA_MAPPING = 14, VCPU_OP = 24, SET_SEGMENT_BASE = 25,
+           MMUEXT_OP = 26, SCHED_OP = 29, EVENT_CHANNEL_OP = 32 };
 
     switch (number) {
     case MMU_UPDATE:
@@ -514,6 +585,12 @@ static bool call(struct xpy_engine *e, uint64_t number, const uint64_t a[4])
         return set_segment_base(e, a[0], a[1]);
     case MMUEXT_OP:
         return mmuext_op(e, a[0], (uint32_t)a[1], a[2], (uint32_t)a[3]);
+    case EVENT_CHANNEL_OP:
+        return event_channel_op(e, (uint32_t)a[0], a[1]);
+    case VCPU_OP:
+        return vcpu_op(e, (uint32_t)a[0], (uint32_t)a[1], a[2]);
+    case SCHED_OP:
+        return sched_op(e, (uint32_t)a[0]);
     }
     return false;
 }

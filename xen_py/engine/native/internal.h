@@ -4,7 +4,8 @@
  * its inside, and struct xpy_engine. Everything belongs to the domain's thread unless it is said to be otherwise.
  *
  * find.c finds and proves the private parts, engine.c enters and leaves the guest, stop.c makes it stop, fast.c handles
- * the most frequent exits without leaving, stores.c makes stores to pages that might hold code cheap.
+ * the most frequent exits without leaving, events.c has it sleep and wake, stores.c makes stores to pages that might
+ * hold code cheap.
  */
 #ifndef XPY_INTERNAL_H
 #define XPY_INTERNAL_H
@@ -186,6 +187,9 @@ struct xpy_engine {
     size_t n_cpuid;
     /* preemption */
     volatile int kicked;  /* sticky; set by any thread, cleared by the domain's own */
+    volatile int asked;   /* ... and it is Python that is wanted */
+    volatile int asleep;  /* in events.c, which sees to the inbox and the timer */
+    struct xpy_paths paths;
     volatile int running; /* inside uc_emu_start */
     volatile int closing;
     int epoll_fd, event_fd, timer_fd;
@@ -243,6 +247,14 @@ void xpy_enter(struct xpy_engine *e);
 void xpy_leave(struct xpy_engine *e);
 extern __thread struct xpy_engine *volatile xpy_running_here;
 
+void xpy_arm_watch(struct xpy_engine *e, bool on);
+
+/* events.c */
+bool xpy_attend(struct xpy_engine *e);
+bool xpy_block(struct xpy_engine *e);
+bool xpy_send(const struct xpy_engine *e, uint32_t port);
+bool xpy_set_singleshot(struct xpy_engine *e, uint64_t when);
+
 /* engine.c */
 void xpy_change_mode(struct xpy_engine *e);
 void xpy_use_root(struct xpy_engine *e, uint64_t cr3);
@@ -252,7 +264,10 @@ bool xpy_take_over_stores(struct xpy_engine *e);
 const struct page_of_code *xpy_page_of_code(const struct xpy_engine *e, uint64_t ram_page);
 struct tlb_entry *xpy_tlb_entry(const struct xpy_engine *e, unsigned mode, uint64_t va, uint64_t *ram_page);
 
-/* fast.c: true when the exit was dealt with and the guest can go on */
+/* fast.c */
+void *xpy_kernel_range(const struct xpy_engine *e, uint64_t va, uint64_t n);
+bool xpy_upcall(struct xpy_engine *e);
+/* true when the exit was dealt with and the guest can go on */
 bool xpy_fast_syscall(struct xpy_engine *e);
 bool xpy_fast_page_fault(struct xpy_engine *e);
 bool xpy_fast_privileged(struct xpy_engine *e);

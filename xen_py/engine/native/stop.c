@@ -117,15 +117,17 @@ static void *watch_loop(void *arg)
         } else {
             tries = 0;
         }
-        int got = epoll_wait(e->epoll_fd, events, 4, unanswered ? 0 : -1);
+        int got = epoll_wait(e->epoll_fd, events, 4, unanswered ? 0 : -1), timers = 0;
 
         for (int i = 0; i < got; i++) {
             /* The timer and our own eventfd are read here; a foreign eventfd is its reader's, hence edge-triggered. */
             if (events[i].data.fd == e->timer_fd || events[i].data.fd == e->event_fd)
                 if (read(events[i].data.fd, &n, sizeof n) < 0 && errno != EAGAIN)
                     return NULL;
+            if (events[i].data.fd == e->timer_fd && __atomic_load_n(&e->asleep, __ATOMIC_SEQ_CST))
+                timers++; /* the sleeper knows the time by itself */
         }
-        if ((got > 0 || unanswered) && want_stop(e))
+        if ((got > timers || unanswered) && want_stop(e))
             signal_runner(e);
     }
     return NULL;
@@ -135,6 +137,7 @@ void xpy_kick(struct xpy_engine *e)
 {
     uint64_t one = 1;
 
+    __atomic_store_n(&e->asked, 1, __ATOMIC_SEQ_CST);
     /* Through the watcher, which goes on until the stop has taken effect. */
     if (want_stop(e) && write(e->event_fd, &one, sizeof one) < 0)
         signal_runner(e);
@@ -142,13 +145,30 @@ void xpy_kick(struct xpy_engine *e)
 
 int xpy_kick_pending(struct xpy_engine *e) { return __atomic_load_n(&e->kicked, __ATOMIC_SEQ_CST); }
 
-void xpy_clear_kick(struct xpy_engine *e) { __atomic_store_n(&e->kicked, 0, __ATOMIC_SEQ_CST); }
-
-int xpy_watch(struct xpy_engine *e, int eventfd_)
+void xpy_clear_kick(struct xpy_engine *e)
 {
-    struct epoll_event ev = {.events = EPOLLIN | EPOLLET, .data.fd = eventfd_};
+    __atomic_store_n(&e->kicked, 0, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&e->asked, 0, __ATOMIC_SEQ_CST);
+}
 
-    return epoll_ctl(e->epoll_fd, EPOLL_CTL_ADD, eventfd_, &ev) ? -errno : 0;
+/* Kick for what arrives in the inbox from now on; the descriptor is emptied by who takes the marks. */
+int xpy_connect(struct xpy_engine *e, const struct xpy_paths *paths)
+{
+    struct epoll_event ev = {.events = EPOLLIN | EPOLLET, .data.fd = paths->inbox_fd};
+
+    if (epoll_ctl(e->epoll_fd, EPOLL_CTL_ADD, paths->inbox_fd, &ev))
+        return -errno;
+    e->paths = *paths;
+    return 0;
+}
+
+/* While the domain's thread sleeps on the inbox itself, the watcher need not wake too. Switched on again it tells of
+ * what is there. */
+void xpy_arm_watch(struct xpy_engine *e, bool on)
+{
+    struct epoll_event ev = {.events = on ? EPOLLIN | EPOLLET : 0, .data.fd = e->paths.inbox_fd};
+
+    epoll_ctl(e->epoll_fd, EPOLL_CTL_MOD, e->paths.inbox_fd, &ev);
 }
 
 void xpy_set_deadline(struct xpy_engine *e, uint64_t ns)
