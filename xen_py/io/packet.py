@@ -18,7 +18,7 @@ import zlib
 from enum import IntEnum
 from typing import NamedTuple
 
-from xen_py.io.netif import GsoType
+from xen_py.io.netif import GsoType, HashExtra
 
 ETHERNET = 14
 """Bytes of an Ethernet header."""
@@ -55,6 +55,8 @@ class Packet(NamedTuple):
     gso: GsoType = GsoType.NONE
     gso_size: int = 0
     """Payload bytes of each segment, where `gso` says that it is to be cut."""
+    hash: HashExtra | None = None
+    """What its receiver has asked to be told of it."""
 
 
 class Headers(NamedTuple):
@@ -114,6 +116,18 @@ def _ipv6(data: bytes, at: int) -> Headers | None:
         else:
             break
     return Headers(at, 6, transport, protocol, end) if transport <= end else None
+
+
+def is_fragment(data: bytes, found: Headers) -> bool:
+    """Whether the packet is a fragment, or has the header of one."""
+    if found.version == 4:
+        return bool((data[found.network + 6] << 8 | data[found.network + 7]) & 0x3FFF)
+    kind, at = data[found.network + 6], found.network + 40
+    while at < found.transport:
+        if kind == _FRAGMENT:
+            return True
+        kind, at = data[at], at + 8 + data[at + 1] * 8
+    return False
 
 
 def internet_sum(data: bytes | bytearray | memoryview, start: int = 0) -> int:
