@@ -38,6 +38,7 @@ DEFAULT_MTU = 1500
 _LARGEST_MTU = 65535 - 18
 _LARGEST_REF = (1 << 32) - 1
 _LARGEST_PORT = 4095
+_MULTICAST = "request-multicast-control"
 _FEATURES = (
     "feature-sg",
     "feature-gso-tcpv4",
@@ -104,8 +105,7 @@ class NetBackend(Backend):
         port = self.port = Port(switch, self.vif, self._deliver, self._mac, self._vlans, self._filter)
         port.addresses, port.forwards = self._addresses, self._forwards
         switch.add(port)
-        if bus.flag(nodes, "request-multicast-control"):
-            port.groups = groups.wanted
+        port.groups = groups.wanted if bus.flag(nodes, _MULTICAST) else None
         queues = bus.number(nodes, "multi-queue-num-queues", 1, MAX_QUEUES, 1)
         self._hashing = Hashing(self.frontend.grants, queues)
         if "ctrl-ring-ref" in nodes:
@@ -113,6 +113,22 @@ class NetBackend(Backend):
         for number in range(queues):
             await self._open_lane(port, nodes, f"queue-{number}/" if queues > 1 else "", offers)
         return {}
+
+    def _watched(self) -> list[str]:
+        return [*super()._watched(), f"{self.other}/{_MULTICAST}"]
+
+    async def look_further(self) -> None:
+        """The frontend may choose between all multicast and its list at any time."""
+        await super().look_further()
+        port = self.port
+        if port is not None and self.connected:
+            value = await self.bus.read(f"{self.other}/{_MULTICAST}")
+            try:
+                chosen = bus.flag({} if value is None else {_MULTICAST: value}, _MULTICAST)
+            except BadNode as error:
+                self.fail(str(error))
+                return
+            port.groups = self._groups.wanted if chosen else None
 
     async def _open_control(self, nodes: Nodes) -> None:
         ref = GrantRef(bus.number(nodes, "ctrl-ring-ref", 0, _LARGEST_REF))
