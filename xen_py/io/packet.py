@@ -30,9 +30,9 @@ LEAST_SEGMENT = 48
 """No TCP has smaller segments; what asks for them asks for much work with little."""
 _MOST_TAGS = 2
 _MOST_EXTENSIONS = 8
-_EXTENSIONS = (0, 43, 60)
-"""IPv6 headers that may be in front of the transport's: hop-by-hop, routing, destination."""
 _FRAGMENT = 44
+EXTENSIONS = (0, 43, 60, _FRAGMENT)
+"""IPv6 headers that may be in front of the transport's: hop-by-hop, routing, destination, fragment."""
 _CHECKSUM_AT = {TCP: 16, UDP: 6}
 _FIN_PSH, _CWR = 0x09, 0x80
 
@@ -68,7 +68,7 @@ class Headers(NamedTuple):
     transport: int
     """Offset behind the IP headers."""
     protocol: int
-    """Of what is there; a later fragment has none: -1."""
+    """Of what is there; a later fragment has none: -1. One of EXTENSIONS: there are too many of those, or a cut one."""
     end: int
     """Offset behind the IP packet; a frame may be padded."""
 
@@ -108,13 +108,13 @@ def _ipv6(data: bytes, at: int) -> Headers | None:
         return None
     protocol, transport = data[at + 6], at + 40
     for _ in range(_MOST_EXTENSIONS):
-        if protocol in _EXTENSIONS and transport + 8 <= end:
-            protocol, transport = data[transport], transport + 8 + data[transport + 1] * 8
-        elif protocol == _FRAGMENT and transport + 8 <= end:
+        if protocol not in EXTENSIONS or transport + 8 > end:
+            break
+        if protocol == _FRAGMENT:
             later = (data[transport + 2] << 8 | data[transport + 3]) & 0xFFF8
             protocol, transport = (-1 if later else data[transport]), transport + 8
         else:
-            break
+            protocol, transport = data[transport], transport + 8 + data[transport + 1] * 8
     return Headers(at, 6, transport, protocol, end) if transport <= end else None
 
 
