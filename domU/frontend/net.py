@@ -7,7 +7,8 @@
 
 Frames are copied into pages of our own, which stay granted: a page that a backend may read holds nothing but what is
 sent, and one it may write is read once. `receive` gives a `Packet`: with `offloads` it may be up to 64 KiB long with a
-blank checksum, as the sender left it; without, every packet is whole and its checksum put in.
+blank checksum, as the sender left it; without, every packet is whole and its checksum put in. With `hashing`,
+`steer` has the backend choose the queue of each packet by a hash of its headers, which comes with the packet.
 
 A full set of rings is posted at once and kept posted; what nobody receives is dropped, oldest first. Owned by the
 guest's thread.
@@ -15,8 +16,9 @@ guest's thread.
 
 from __future__ import annotations
 
+import struct
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +29,22 @@ from domU.kernel import Page
 from xen_py.drive import bus
 from xen_py.drive.bus import Nodes
 from xen_py.drive.half import DeviceFailed
-from xen_py.drive.queue import QueueClosed
+from xen_py.drive.queue import FrontQueue, QueueClosed
 from xen_py.io import netif
 from xen_py.io.netchain import RxAssembler, RxChain, gso_extra, tx_chain
-from xen_py.io.netif import Extra, ExtraType, GsoType, RxFlag, RxRequest, TxFlag
+from xen_py.io.netif import (
+    CtrlRequest,
+    CtrlStatus,
+    CtrlType,
+    Extra,
+    ExtraType,
+    GsoType,
+    HashAlgorithm,
+    HashType,
+    RxFlag,
+    RxRequest,
+    TxFlag,
+)
 from xen_py.io.packet import ETHERNET, Csum, Packet, flow
 from xen_py.io.ring import FrontRing, RingBroken
 from xen_py.io.xenbus import State
@@ -43,6 +57,7 @@ POSTED = 64
 """Pages kept on each rx ring."""
 MOST_KEPT = 1024
 """Packets kept for who receives."""
+ALL_HASHES = HashType.IPV4 | HashType.IPV4_TCP | HashType.IPV6 | HashType.IPV6_TCP
 _MOST_IN_PARTS = 17 * PAGE_SIZE
 
 
@@ -68,6 +83,8 @@ class _Lane:
         self._held: dict[int, _Buffer] = {}
         """Buffers of responses whose packet is not complete, by position."""
         self._position = 0
+        self.received = 0
+        """Packets."""
         self._assembler = RxAssembler()
         self.room = trio.lowlevel.ParkingLot()
         self.closed = False
@@ -140,6 +157,7 @@ class _Lane:
         buffers = {position: self._held.pop(position) for position in chain.slots}
         if chain.refused is None:
             data = b"".join([bytes(buffers[at].page.data[start : start + size]) for at, start, size in chain.parts])
+            self.received += 1
             self._card.arrived(data, chain)
         else:
             self._card.counts["rx_refused"] += 1
@@ -154,8 +172,12 @@ class _Lane:
             self.room.unpark_all()
 
 
+class HashRefused(Exception):
+    """The backend does not hash so."""
+
+
 class NetFrontend(Frontend):
-    """See the module. `queues`, `split` and `offloads` say what is wanted, the backend what there can be."""
+    """See the module. The first attributes say what is wanted, the backend what there can be."""
 
     type = "vif"
     published = State.CONNECTED
@@ -164,6 +186,8 @@ class NetFrontend(Frontend):
     """Event channels of their own for sending and receiving."""
     offloads = False
     multicast_control = False
+    hashing = False
+    """A control ring is wanted, for `steer`."""
 
     mac = bytes(6)
     mtu = 1500
@@ -175,6 +199,9 @@ class NetFrontend(Frontend):
         self._notifiers: dict[_Lane, tuple[Any, Any]] = {}
         self._packets: deque[Packet] = deque()
         self._waiting = trio.lowlevel.ParkingLot()
+        self._control: FrontQueue | None = None
+        self._control_buffer: _Buffer | None = None
+        self._steering = trio.Lock()
         self.counts: dict[str, int] = dict.fromkeys(
             ("tx_packets", "tx_bytes", "tx_refused", "rx_packets", "rx_bytes", "rx_refused", "rx_dropped"), 0
         )
@@ -194,7 +221,20 @@ class NetFrontend(Frontend):
         self.on_disconnect(self._close_lanes)
         for number in range(count):
             published |= self._publish_lane(f"queue-{number}/" if count > 1 else "", split)
+        self._control = None
+        if self.hashing and bus.flag(nodes, "feature-ctrl-ring"):
+            published |= self._publish_control()
         return published
+
+    def _publish_control(self) -> Mapping[str, str]:
+        page = self.guest.kernel.allocate()
+        ref = self.grant(page)
+        control = FrontQueue(FrontRing(netif.CTRL_RING, [page.data[:]]), lambda: port.notify(), self.fail)
+        port = self.offer(control.on_event)
+        self.on_disconnect(control.close)
+        self._control = control
+        self._control_buffer = self.new_buffer(readonly=True)
+        return {"ctrl-ring-ref": str(ref), "event-channel-ctrl": str(port.port)}
 
     def _publish_lane(self, prefix: str, split: bool) -> Mapping[str, str]:
         pages = [self.guest.kernel.allocate() for _ in range(2)]
@@ -257,6 +297,43 @@ class NetFrontend(Frontend):
     async def leave_group(self, group: bytes) -> None:
         await self._send(Packet(b""), [Extra(ExtraType.MCAST_DEL, 0, group)], 0)
 
+    async def steer(self, key: bytes, mapping: Sequence[int], types: HashType = ALL_HASHES) -> None:
+        """Have packets come in the queue `mapping[hash % len(mapping)]`, by the Toeplitz hash of those headers.
+
+        Received packets then have `hash`. HashRefused where the backend does not do so, QueueClosed.
+        """
+        async with self._steering:
+            await self._ask(CtrlType.SET_HASH_ALGORITHM, HashAlgorithm.TOEPLITZ)
+            await self._ask(CtrlType.SET_HASH_MAPPING_SIZE, len(mapping))
+            table = struct.pack(f"<{len(mapping)}I", *mapping)
+            await self._ask(CtrlType.SET_HASH_MAPPING, self._shown(table), len(mapping))
+            await self._ask(CtrlType.SET_HASH_KEY, self._shown(key), len(key))
+            await self._ask(CtrlType.SET_HASH_FLAGS, types)
+
+    async def leave_steering(self) -> None:
+        """The queues are the backend's to choose again. HashRefused, QueueClosed."""
+        async with self._steering:
+            await self._ask(CtrlType.SET_HASH_ALGORITHM, HashAlgorithm.NONE)
+
+    def _shown(self, data: bytes) -> int:
+        """The grant of a page that begins with the data."""
+        buffer = self._control_buffer
+        if buffer is None or len(data) > PAGE_SIZE:
+            raise HashRefused(f"{self.name}: there is no control ring, or no room for {len(data)} bytes")
+        buffer.page.data[: len(data)] = data
+        return buffer.ref
+
+    async def _ask(self, kind: CtrlType, *data: int) -> int:
+        self._check()
+        if self._control is None:
+            raise HashRefused(f"{self.name} has no control ring")
+        words = [*data, 0, 0, 0][:3]
+        response = await self._control.call(CtrlRequest(0, kind, *words))
+        if response.status != CtrlStatus.SUCCESS:
+            raise HashRefused(f"{self.name}: {kind.name.lower()} {words} is answered with status {response.status}")
+        answer: int = response.data
+        return answer
+
     async def receive(self) -> Packet:
         """The next packet. QueueClosed where the device goes meanwhile."""
         while not self._packets:
@@ -297,9 +374,9 @@ class NetFrontend(Frontend):
         if chain.flags & RxFlag.CSUM_BLANK:
             csum = Csum.BLANK
         gso = chain.gso()
-        packet = Packet(data, csum)
+        packet = Packet(data, csum, hash=chain.hash())
         if gso is not None:
-            packet = Packet(data, csum, GsoType(gso.type) if gso.type in (1, 2) else GsoType.NONE, gso.size)
+            packet = packet._replace(gso=GsoType(gso.type) if gso.type in (1, 2) else GsoType.NONE, gso_size=gso.size)
         self.counts["rx_packets"] += 1
         self.counts["rx_bytes"] += len(data)
         if len(self._packets) >= MOST_KEPT:
@@ -322,4 +399,4 @@ class NetFrontend(Frontend):
         self._waiting.unpark_all()
 
     def statistics(self) -> dict[str, Any]:
-        return super().statistics() | self.counts
+        return super().statistics() | self.counts | {"received": [lane.received for lane in self._lanes]}

@@ -4,47 +4,25 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from ipaddress import ip_address
 
 import pytest
 import trio
 
+from dom0.backend.net.filters import AddressFilter
 from domU.frontend.net import NetFrontend
-from domU.guest import Guest
-from tests.net.frames import A, B, frame, ip4, tcp, udp
+from tests.net.attack import Attack, Bare, Listener
+from tests.net.forgeries import OURS_V4, OURS_V6, forged, honest, mutated, permitted
+from tests.net.frames import A, B, C, frame, ip4, udp
 from tests.net.guests import MAC, backend_of, lab
 from xen_py.io import netif
 from xen_py.io.netchain import as_request, gso_extra
 from xen_py.io.netif import Extra, ExtraType, GsoType, RxRequest, Status, TxFlag, TxRequest
-from xen_py.io.ring import REQ_PROD, FrontRing
+from xen_py.io.ring import REQ_PROD
 
-ONE, TWO = f"mac={MAC}1,ip=10.0.0.1", f"mac={MAC}2"
+ONE, TWO, THREE = f"mac={MAC}1,ip=10.0.0.1", f"mac={MAC}2", f"mac={MAC}3"
 FRAME = frame(B, A, 0x0800, ip4(B, A, "10.0.0.1", "10.0.0.2", 17, udp(b"x" * 20))[14:])
-
-
-class Bare(NetFrontend):
-    """Its rings are for the test to write."""
-
-    def rings(self) -> tuple[FrontRing, FrontRing]:
-        return self._lanes[0].tx, self._lanes[0].rx
-
-    def take_over(self) -> None:
-        """Nobody answers events any more."""
-        lane = self._lanes[0]
-        lane.on_tx = lane.on_rx = lambda: None  # type: ignore[method-assign]
-
-    async def exchange(self, slots: list[TxRequest]) -> list[netif.TxResponse]:
-        """Put slots on the tx ring and wait until all are answered."""
-        tx, _ = self.rings()
-        for slot in slots:
-            tx.put(slot)
-        tx.push()
-        self._notifiers[self._lanes[0]][0]()
-        answers: list[netif.TxResponse] = []
-        with trio.move_on_after(5):
-            while len(answers) < len(slots):
-                answers += tx.take()
-                await trio.sleep(0)
-        return answers
 
 
 async def test_each_mistake_has_its_answer() -> None:
@@ -146,82 +124,50 @@ async def test_pages_that_cannot_be_written_are_answered_with_an_error() -> None
         assert backend_of(machine, two).statistics()["vif_bad_grants"] == 36
 
 
-async def test_random_slots_pass_nothing_that_the_filter_forbids() -> None:
+def never(_data: bytes) -> bool:
+    return False
+
+
+def from_nobody_here(data: bytes) -> bool:
+    """A guest without `ip=` may claim any address but those that are its neighbours'."""
+    return data[6:12] not in (B, C) and not data[6] & 1
+
+
+SCENES: dict[str, tuple[tuple[str, ...], Callable[[bytes], bool], bool]] = {
+    "ip": ((f"mac={MAC}1,ip={OURS_V4} {OURS_V6}", TWO, THREE), permitted, True),
+    "mac": ((f"mac={MAC}1", TWO, THREE), from_nobody_here, True),
+    "vlan": ((f"mac={MAC}1,vlan=5p/7", f"{TWO},vlan=6", f"{THREE},vlan=6"), never, False),
+}
+"""The cards of the attacker and its neighbours, who judges what arrives, and whether much does."""
+
+
+@pytest.mark.parametrize("scene", SCENES)
+async def test_nothing_that_the_filters_forbid_arrives(scene: str) -> None:
+    cards, judge, much = SCENES[scene]
     async with (
-        lab(ONE, TWO, f"mac={MAC}3") as (machine, (one, two, three)),
+        lab(*cards) as (_, (one, two, three)),
         two.device(NetFrontend) as other,
-        three.device(NetFrontend) as third,
+        three.device(Listener) as third,
     ):
-        seen: list[bytes] = []
-        await send_nonsense(one, other, third, random.Random(6), 3000, seen)
-        for data in seen:
-            assert data[6:12] == A
-            assert data[12:14] in (b"\x08\x00", b"\x08\x06")
-        ports = machine.statistics()["bridges"]["xenbr0"]["ports"]
-        assert ports[f"vif{two.domid}.0"]["rx_packets"] == ports[f"vif{three.domid}.0"]["tx_packets"]
+        attack = Attack(one, other, third, random.Random(6), judge)
+        await attack.run(3000)
+        assert (attack.counts["arrived"] > 200) is much
+        assert (attack.counts["arrived_large"] > 10) is much
+        assert attack.counts["connections"] > 3
 
 
-async def send_nonsense(
-    guest: Guest, other: NetFrontend, third: NetFrontend, dice: random.Random, count: int, seen: list[bytes]
-) -> None:
-    """Random slots, some such as a frontend would fill in; the device is opened anew when it was closed for them.
-
-    Meanwhile two neighbours talk; `seen` is what reached one of them from the guest.
-    """
-    while count > 0:
-        async with guest.device(Bare) as card:
-            card.take_over()
-            pages = [guest.kernel.allocate() for _ in range(4)]
-            refs = [card.grant(page) for page in pages]
-            while count > 0 and card.connected:
-                for page in pages:
-                    fill(page.data, dice)
-                slots = [slot(refs, dice) for _ in range(dice.randint(1, 40))]
-                count -= len(slots)
-                tx, rx = card.rings()
-                tx.take()
-                for each in slots[: tx.free()]:
-                    tx.put(each)
-                tx.push()
-                rx.take()
-                for _ in range(min(rx.free(), dice.randint(0, 8))):
-                    rx.put(RxRequest(dice.getrandbits(16), dice.choice((*refs, dice.getrandbits(32)))))
-                rx.push()
-                for notify in card._notifiers[card._lanes[0]]:
-                    notify()
-                await other.send(frame(third.mac, other.mac, body=b"neighbour"))
-                await trio.lowlevel.checkpoint()
-                packet = await third.receive()
-                while packet.data[6:12] != other.mac:
-                    seen.append(packet.data)
-                    packet = await third.receive()
-                assert packet.data.endswith(b"neighbour")
-                while (packet_of_one := other.receive_nowait()) is not None:
-                    seen.append(packet_of_one.data)
+def test_the_judge_knows_forgeries() -> None:
+    dice = random.Random(7)
+    for _ in range(5000):
+        assert permitted(data := honest(dice)), data.hex()
+        assert not permitted(data := forged(dice)), data.hex()
 
 
-def fill(data: memoryview, dice: random.Random) -> None:
-    kind = dice.random()
-    if kind < 0.5:
-        whole = ip4(B, A, dice.choice(("10.0.0.1", "10.0.0.9")), "10.0.0.2", 6, tcp(dice.randbytes(3000)))
-        data[: len(whole)] = whole
-        for _ in range(dice.randint(0, 3)):
-            data[dice.randrange(60)] = dice.getrandbits(8)
-    else:
-        data[:] = dice.randbytes(4096)
-        if kind < 0.9:
-            data[:14] = frame(dice.choice((B, b"\xff" * 6)), A, dice.choice((0x0800, 0x0806, 0x86DD)))
-
-
-def slot(refs: list[int], dice: random.Random) -> TxRequest:
-    kind = dice.random()
-    if kind < 0.15:
-        kinds = (1, 1, 2, 3, 4, dice.getrandbits(3))
-        return as_request(Extra(dice.choice(kinds), dice.getrandbits(1), dice.randbytes(6)))
-    if kind < 0.2:
-        return as_request(gso_extra(dice.choice((GsoType.TCPV4, GsoType.TCPV6)), dice.getrandbits(11)))
-    ref = dice.choice(refs) if dice.random() < 0.9 else dice.getrandbits(32)
-    flags = dice.choice((0, 0, 0, 1, 2, 3, 4, 8, dice.getrandbits(4)))
-    if dice.random() < 0.8:
-        return TxRequest(ref, dice.randrange(100), flags, dice.getrandbits(16), dice.randrange(4000))
-    return TxRequest(ref, dice.getrandbits(16), flags, dice.getrandbits(16), dice.getrandbits(16))
+@pytest.mark.parametrize("make", [honest, forged, mutated])
+def test_what_the_filter_lets_pass_the_judge_permits(make: Callable[[random.Random], bytes]) -> None:
+    dice = random.Random(8)
+    check = AddressFilter(A, [ip_address(OURS_V4), ip_address(OURS_V6)])
+    for _ in range(20_000):
+        data = make(dice)
+        assert permitted(data) or not check(data), data.hex()
+        assert check(data) or make is not honest, data.hex()

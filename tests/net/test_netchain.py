@@ -106,7 +106,7 @@ def test_what_costs_the_device(slots: list[TxRequest]) -> None:
 
 
 def test_the_last_extra_of_a_type_counts() -> None:
-    extras = [gso_extra(GsoType.TCPV4, 100, more=True), gso_extra(GsoType.TCPV6, 200)]
+    extras = [gso_extra(GsoType.TCPV4, 100), gso_extra(GsoType.TCPV6, 200)]
     (chain,) = TxAssembler().feed(tx_chain([(1, 0, 60)], 0, extras))
     assert chain.extra(ExtraType.GSO) == extras[1].data
     assert chain.extra(ExtraType.HASH) is None

@@ -4,16 +4,9 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import http.server
 import random
-import socket
 import struct
-import threading
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import pytest
@@ -25,9 +18,8 @@ from dom0.backend.net.forward import Forward, parse_forwards
 from dom0.backend.net.merge import merged
 from dom0.backend.net.world import DNS, GATEWAY, GATEWAY_MAC, NETWORK
 from tests import debian as packages
+from tests.net.apart import run_apart
 from tests.net.frames import A, B, C, frame, ip4, ip6, tcp, udp, whole
-from tests.net.linux import guests
-from tests.system.harness import Host, kill, until
 from xen_py.io.netif import GsoType
 from xen_py.io.packet import Csum, Packet, checksum_is_right, complete, headers, segment
 
@@ -125,46 +117,17 @@ def test_frames_that_are_no_segments_stay(data: bytes) -> None:
 
 
 def test_forwards_of_a_configuration() -> None:
-    assert parse_forwards("8080:80 udp:0.0.0.0:53:5353") == (
-        Forward(False, "127.0.0.1", 8080, 80),
-        Forward(True, "0.0.0.0", 53, 5353),
+    assert parse_forwards("8080:80 udp:0.0.0.0:53:5353 [::1]:8080:80 tcp:[::]:1:2") == (
+        Forward(False, IPv4Address("127.0.0.1"), 8080, 80),
+        Forward(True, IPv4Address("0.0.0.0"), 53, 5353),
+        Forward(False, IPv6Address("::1"), 8080, 80),
+        Forward(False, IPv6Address("::"), 1, 2),
     )
-    for text in ("80", "0:80", "80:65536", "sctp:1:2", "1.2.3:1:2", "a:b"):
+    assert list(map(str, parse_forwards("80:1 udp:[::1]:8080:80"))) == ["tcp:127.0.0.1:80", "udp:[::1]:8080"]
+    for text in ("80", "0:80", "80:65536", "sctp:1:2", "1.2.3:1:2", "a:b", "::1:1:2", "[::1:]:1:2", "[1.2.3.4]:1:2"):
         with pytest.raises(ValueError, match="forward="):
             parse_forwards(text)
 
-
-
-
-@contextmanager
-def serving(data: bytes, address: str = "127.0.0.1") -> Iterator[int]:
-    """A small HTTP server on the host's loopback; its port."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    class Server(http.server.ThreadingHTTPServer):
-        address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
-
-    with Server((address, 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server.server_address[1]
-        server.shutdown()
-        thread.join()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @pytest.fixture
@@ -177,28 +140,5 @@ def slirp(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(*libraries.split("=", 1))
 
 
-def test_debians_and_the_world(slirp: None, host: Host, debian: None) -> None:
-    data = random.Random(3).randbytes(3 << 20)
-    inward = free_port()
-    with serving(data) as port, guests(host, f"['forward={inward}:80']", "['']") as (one, two):
-        for shell in (one, two):
-            shell.run("ip link set eth0 up; udhcpc -i eth0 -n -q")
-        one.run("ip addr show eth0 | grep -q 10.0.2.15; ping -c 2 10.0.2.2; ping -c 2 10.0.2.16")
-        two.run("ip addr show eth0 | grep -q 10.0.2.16; ping -c 2 10.0.2.15")
-        output = one.run(f"wget -q -O - http://10.0.2.2:{port}/ | md5sum", 120)
-        assert hashlib.md5(data).hexdigest() in output
-        one.run("mkdir -p /www; echo the guest greets > /www/index.html; httpd -p 80 -h /www")
-        with urllib.request.urlopen(f"http://127.0.0.1:{inward}/index.html", timeout=30) as answer:
-            assert answer.read() == b"the guest greets\n"
-        one.run("until ip -6 addr show eth0 | grep -q 'fd0a:.*global'; do sleep 0.2; done; ping -c 2 fd0a:0:2::2")
-        with serving(data, "::1") as port6:
-            output = one.run(f"wget -q -O - 'http://[fd0a:0:2::2]:{port6}/' | md5sum", 120)
-        assert hashlib.md5(data).hexdigest() in output
-        (process,) = [pid for pid in host.processes() if "network" in Path(f"/proc/{pid}/cmdline").read_text()]
-        kill(process)
-        until(lambda: "another is started" in host.xl("dmesg"), "the network process to have ended")
-        one.run("until ping -c 1 -W 1 10.0.2.2; do sleep 0.2; done")
-        with urllib.request.urlopen(f"http://127.0.0.1:{inward}/index.html", timeout=30) as answer:
-            assert answer.read() == b"the guest greets\n"
-    log = (host.rundir / "log" / "host.log").read_text()
-    assert "ERROR" not in log and "Traceback" not in log
+def test_debians_and_the_world(slirp: None, debian: None, tmp_path: Path) -> None:
+    run_apart("tests.net.scene_world", tmp_path)

@@ -24,6 +24,7 @@ from enum import Enum
 from xen_py.io.netif import (
     EXTRA,
     GSO_EXTRA,
+    HASH_EXTRA,
     MIN_SLOTS_PER_PACKET,
     RX_RESPONSE,
     TX_REQUEST,
@@ -32,6 +33,7 @@ from xen_py.io.netif import (
     ExtraType,
     GsoExtra,
     GsoType,
+    HashExtra,
     RxFlag,
     RxResponse,
     Status,
@@ -46,7 +48,6 @@ from xen_py.types import PAGE_SIZE
 ENDURED_SLOTS = 20
 """Fragments after which a packet that has still not ended is no packet."""
 _MOST_EXTRAS = 8
-
 
 
 class _Next(Enum):
@@ -175,9 +176,18 @@ def as_response(extra: Extra) -> RxResponse:
     return RX_RESPONSE.unpack(EXTRA.pack(extra))
 
 
-def gso_extra(kind: GsoType, size: int, *, more: bool = False) -> Extra:
-    data = GSO_EXTRA.pack(GsoExtra(size, kind, 0))
-    return Extra(ExtraType.GSO, ExtraFlag.MORE if more else 0, data.ljust(6, b"\0"))
+def gso_extra(kind: GsoType, size: int) -> Extra:
+    return Extra(ExtraType.GSO, 0, GSO_EXTRA.pack(GsoExtra(size, kind, 0)).ljust(6, b"\0"))
+
+
+def hash_extra(found: HashExtra) -> Extra:
+    return Extra(ExtraType.HASH, 0, HASH_EXTRA.pack(found))
+
+
+def in_a_row(extras: Sequence[Extra]) -> list[Extra]:
+    """Each but the last says that another follows."""
+    last = len(extras) - 1
+    return [extra._replace(flags=ExtraFlag.MORE if n < last else 0) for n, extra in enumerate(extras)]
 
 
 def tx_chain(pieces: Sequence[tuple[int, int, int]], flags: int, extras: Sequence[Extra] = ()) -> list[TxRequest]:
@@ -189,7 +199,7 @@ def tx_chain(pieces: Sequence[tuple[int, int, int]], flags: int, extras: Sequenc
     for number, (ref, offset, length) in enumerate(pieces):
         more = TxFlag.MORE_DATA if number < len(pieces) - 1 else 0
         slots.append(TxRequest(ref, offset, (0 if number else flags) | more, 0, length if number else total))
-    return [slots[0], *map(as_request, extras), *slots[1:]]
+    return [slots[0], *map(as_request, in_a_row(extras)), *slots[1:]]
 
 
 def rx_slots(length: int, extras: int = 0) -> int:
@@ -208,7 +218,7 @@ def rx_chain(ids: Sequence[int], length: int, flags: int, extras: Sequence[Extra
         size = length - last * PAGE_SIZE if number == last else PAGE_SIZE
         answers.append(RxResponse(identifier, 0, (0 if number else flags) | more, size))
         if not number:
-            answers += extras
+            answers += in_a_row(extras)
     return answers
 
 
@@ -225,8 +235,15 @@ class RxChain:
     refused: str | None = None
 
     def gso(self) -> GsoExtra | None:
-        data = next((extra.data for extra in reversed(self.extras) if extra.type == ExtraType.GSO), None)
+        data = self._extra(ExtraType.GSO)
         return None if data is None else GSO_EXTRA.unpack(data)
+
+    def hash(self) -> HashExtra | None:
+        data = self._extra(ExtraType.HASH)
+        return None if data is None else HASH_EXTRA.unpack(data)
+
+    def _extra(self, kind: ExtraType) -> bytes | None:
+        return next((extra.data for extra in reversed(self.extras) if extra.type == kind), None)
 
 
 class RxAssembler:

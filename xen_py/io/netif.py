@@ -138,6 +138,8 @@ class GsoExtra(NamedTuple):
 
 
 class HashExtra(NamedTuple):
+    """`type` is the number of the bit that the kind of hash has in `HashType`; the value's first byte is the lowest."""
+
     type: int
     algorithm: int
     value: bytes

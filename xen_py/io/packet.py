@@ -18,7 +18,7 @@ import zlib
 from enum import IntEnum
 from typing import NamedTuple
 
-from xen_py.io.netif import GsoType
+from xen_py.io.netif import GsoType, HashExtra
 
 ETHERNET = 14
 """Bytes of an Ethernet header."""
@@ -30,9 +30,9 @@ LEAST_SEGMENT = 48
 """No TCP has smaller segments; what asks for them asks for much work with little."""
 _MOST_TAGS = 2
 _MOST_EXTENSIONS = 8
-_EXTENSIONS = (0, 43, 60)
-"""IPv6 headers that may be in front of the transport's: hop-by-hop, routing, destination."""
 _FRAGMENT = 44
+EXTENSIONS = (0, 43, 60, _FRAGMENT)
+"""IPv6 headers that may be in front of the transport's: hop-by-hop, routing, destination, fragment."""
 _CHECKSUM_AT = {TCP: 16, UDP: 6}
 _FIN_PSH, _CWR = 0x09, 0x80
 
@@ -55,6 +55,8 @@ class Packet(NamedTuple):
     gso: GsoType = GsoType.NONE
     gso_size: int = 0
     """Payload bytes of each segment, where `gso` says that it is to be cut."""
+    hash: HashExtra | None = None
+    """What its receiver has asked to be told of it."""
 
 
 class Headers(NamedTuple):
@@ -66,7 +68,7 @@ class Headers(NamedTuple):
     transport: int
     """Offset behind the IP headers."""
     protocol: int
-    """Of what is there; a later fragment has none: -1."""
+    """Of what is there; a later fragment has none: -1. One of EXTENSIONS: there are too many of those, or a cut one."""
     end: int
     """Offset behind the IP packet; a frame may be padded."""
 
@@ -106,14 +108,26 @@ def _ipv6(data: bytes, at: int) -> Headers | None:
         return None
     protocol, transport = data[at + 6], at + 40
     for _ in range(_MOST_EXTENSIONS):
-        if protocol in _EXTENSIONS and transport + 8 <= end:
-            protocol, transport = data[transport], transport + 8 + data[transport + 1] * 8
-        elif protocol == _FRAGMENT and transport + 8 <= end:
+        if protocol not in EXTENSIONS or transport + 8 > end:
+            break
+        if protocol == _FRAGMENT:
             later = (data[transport + 2] << 8 | data[transport + 3]) & 0xFFF8
             protocol, transport = (-1 if later else data[transport]), transport + 8
         else:
-            break
+            protocol, transport = data[transport], transport + 8 + data[transport + 1] * 8
     return Headers(at, 6, transport, protocol, end) if transport <= end else None
+
+
+def is_fragment(data: bytes, found: Headers) -> bool:
+    """Whether the packet is a fragment, or has the header of one."""
+    if found.version == 4:
+        return bool((data[found.network + 6] << 8 | data[found.network + 7]) & 0x3FFF)
+    kind, at = data[found.network + 6], found.network + 40
+    while at < found.transport:
+        if kind == _FRAGMENT:
+            return True
+        kind, at = data[at], at + 8 + data[at + 1] * 8
+    return False
 
 
 def internet_sum(data: bytes | bytearray | memoryview, start: int = 0) -> int:

@@ -3,8 +3,8 @@
 
 What the toolstack writes for it is what libxl writes: `mac`, `bridge`, `ip`, `rate` (bytes and microseconds), `mtu`,
 `vlan`; and `forward`, which is ours. What it offers: scatter-gather, checksum and segmentation offload for TCP over
-IPv4 and IPv6, several queues, event channels of their own for sending and receiving, multicast control. The only way to
-receive is rx-copy.
+IPv4 and IPv6, several queues, event channels of their own for sending and receiving, multicast control, hashes by the
+frontend's key (`hashing`). The only way to receive is rx-copy.
 
 A vif is on its switch while both halves are connected: that is its carrier. The rings' work is in `transmit` and
 `receive`. There is no hotplug script to wait for: the switch is in this process, and `hotplug-status` says so at once.
@@ -21,6 +21,7 @@ from typing import Any
 from dom0.backend.driver import Backend, Frontend
 from dom0.backend.net.filters import AddressFilter, parse_addresses
 from dom0.backend.net.forward import Forward, parse_forwards
+from dom0.backend.net.hashing import Hashing
 from dom0.backend.net.receive import Offers, RxServer
 from dom0.backend.net.switch import DEFAULT_BRIDGE, Port, Vlans, VlanSyntaxError
 from dom0.backend.net.transmit import Credit, Groups, TxServer
@@ -37,6 +38,7 @@ DEFAULT_MTU = 1500
 _LARGEST_MTU = 65535 - 18
 _LARGEST_REF = (1 << 32) - 1
 _LARGEST_PORT = 4095
+_MULTICAST = "request-multicast-control"
 _FEATURES = (
     "feature-sg",
     "feature-gso-tcpv4",
@@ -46,6 +48,7 @@ _FEATURES = (
     "feature-multicast-control",
     "feature-dynamic-multicast-control",
     "feature-split-event-channels",
+    "feature-ctrl-ring",
 )
 
 
@@ -70,6 +73,7 @@ class NetBackend(Backend):
         self._receivers: list[RxServer] = []
         self._tally: Counter[str] = Counter()
         self._groups = Groups()
+        self._hashing = Hashing(frontend.grants, 1)
 
     async def open(self, settings: Nodes) -> Mapping[str, str]:
         try:
@@ -101,12 +105,42 @@ class NetBackend(Backend):
         port = self.port = Port(switch, self.vif, self._deliver, self._mac, self._vlans, self._filter)
         port.addresses, port.forwards = self._addresses, self._forwards
         switch.add(port)
-        if bus.flag(nodes, "request-multicast-control"):
-            port.groups = groups.wanted
+        port.groups = groups.wanted if bus.flag(nodes, _MULTICAST) else None
         queues = bus.number(nodes, "multi-queue-num-queues", 1, MAX_QUEUES, 1)
+        self._hashing = Hashing(self.frontend.grants, queues)
+        if "ctrl-ring-ref" in nodes:
+            await self._open_control(nodes)
         for number in range(queues):
             await self._open_lane(port, nodes, f"queue-{number}/" if queues > 1 else "", offers)
         return {}
+
+    def _watched(self) -> list[str]:
+        return [*super()._watched(), f"{self.other}/{_MULTICAST}"]
+
+    async def look_further(self) -> None:
+        """The frontend may choose between all multicast and its list at any time."""
+        await super().look_further()
+        port = self.port
+        if port is not None and self.connected:
+            value = await self.bus.read(f"{self.other}/{_MULTICAST}")
+            try:
+                chosen = bus.flag({} if value is None else {_MULTICAST: value}, _MULTICAST)
+            except BadNode as error:
+                self.fail(str(error))
+                return
+            port.groups = self._groups.wanted if chosen else None
+
+    async def _open_control(self, nodes: Nodes) -> None:
+        ref = GrantRef(bus.number(nodes, "ctrl-ring-ref", 0, _LARGEST_REF))
+        control = await self.map_ring(netif.CTRL_RING, [ref], lambda: port.notify())
+        port = self.bind(bus.number(nodes, "event-channel-ctrl", 0, _LARGEST_PORT), control.on_event)
+        self.start(self._serve_control, control)
+
+    async def _serve_control(self, control: BackQueue) -> None:
+        hashing = self._hashing
+        async for requests in control.batches():
+            for request in requests:
+                control.respond(hashing.answer(request))
 
     async def _open_lane(self, port: Port, nodes: Nodes, prefix: str, offers: Offers) -> None:
         """A pair of rings."""
@@ -132,10 +166,13 @@ class NetBackend(Backend):
             self.start(lambda task: task(), task)
 
     def _deliver(self, packet: Packet) -> bool:
-        """From the switch to the queue of the packet's connection."""
+        """From the switch to the queue that the frontend has said, or to that of the packet's connection."""
         receivers = self._receivers
         if not receivers:
             return False
+        if self._hashing.wanted:
+            found = self._hashing.of(packet.data)
+            return receivers[self._hashing.queue(found)].deliver(packet, found)
         if len(receivers) == 1:
             return receivers[0].deliver(packet)
         return receivers[flow(packet.data) % len(receivers)].deliver(packet)
@@ -152,6 +189,7 @@ class NetBackend(Backend):
         found = super().statistics() | {"bridge": self.bridge, **{f"vif_{k}": v for k, v in self._tally.items()}}
         if self.port is not None:
             found["port"] = self.port.statistics()
+        found["hashing"] = self._hashing.statistics()
         found["waiting"] = [len(receiver.waiting) for receiver in self._receivers]
         return found
 

@@ -4,7 +4,8 @@
 Such a vif sends from its own Ethernet address only, and from the IP addresses named, whatever carries them: IPv4 and
 IPv6 headers, ARP, neighbour discovery. Left to it is what it needs to come by an address and to be found: DHCP from
 0.0.0.0, ARP probes, IPv6's unspecified address and the link-local one made of its Ethernet address. It cannot be a
-router to others: no router advertisements, no redirects. Frames of other protocols are not passed on.
+router to others: no router advertisements, no redirects. Frames of other protocols are not passed on, nor is what hides
+behind more IPv6 extension headers than anybody looks through.
 
 Pure; the switch calls it for each frame (`dom0.backend.net.switch.Check`).
 """
@@ -14,13 +15,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from xen_py.io.packet import ETHERNET, ICMPV6, UDP, headers
+from xen_py.io.packet import ETHERNET, EXTENSIONS, ICMPV6, UDP, headers, is_fragment
 
 _ANY_V4 = bytes(4)
 _ANY_V6 = bytes(16)
 _ADVERTISES_ROUTER, _SOLICITS, _ADVERTISES, _REDIRECTS = 134, 135, 136, 137
 _SOURCE_LINK, _TARGET_LINK = 1, 2
 _ROUTER_SOLICITATION = 133
+_DISCOVERY = range(_ROUTER_SOLICITATION, _REDIRECTS + 1)
 
 
 def parse_addresses(text: str) -> tuple[IPv4Address | IPv6Address, ...]:
@@ -76,16 +78,20 @@ class AddressFilter:
         if found is None:
             return False
         source = data[found.network + 8 : found.network + 24]
-        if found.protocol == ICMPV6:
-            return (source in self._v6 or source == _ANY_V6) and self._neighbours(data[found.transport : found.end])
-        return source in self._v6
+        if found.protocol in EXTENSIONS:
+            return False  # more of them than anybody looks behind
+        if found.protocol != ICMPV6:
+            return source in self._v6
+        if source not in self._v6 and source != _ANY_V6:
+            return False
+        return self._message(data[found.transport : found.end], is_fragment(data, found))
 
-    def _neighbours(self, body: bytes) -> bool:
-        """ICMPv6: of neighbour discovery only what tells the truth of us."""
+    def _message(self, body: bytes, fragment: bool) -> bool:
+        """ICMPv6: of neighbour discovery only what tells the truth of us, in one piece (RFC 6980)."""
         if not body:
             return False
         kind = body[0]
-        if kind in (_ADVERTISES_ROUTER, _REDIRECTS):
+        if kind in (_ADVERTISES_ROUTER, _REDIRECTS) or (fragment and kind in _DISCOVERY):
             return False
         if kind == _ADVERTISES and body[8:24] not in self._v6:
             return False

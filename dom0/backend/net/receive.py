@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What a guest receives: from the switch to the rx ring of one queue.
 
-The guest posts slots, each a granted frame; a packet takes as many as it has pages, and one for what is said of its
-segments. Packets that are waiting and have slots go to the domain in one order, which copies them into the frames; then
-they are answered. A packet that finds no slots waits, and later ones are dropped at a
-bound (`PacketQueue`): a guest that takes nothing costs its own packets.
+The guest posts slots, each a granted frame; a packet takes as many as it has pages, and one each for what is said of
+its segments and its hash. Packets that are waiting and have slots go to the domain in one order, which copies them into
+the frames; then they are answered. A packet that finds no slots waits, and later ones are dropped at a bound
+(`PacketQueue`): a guest that takes nothing costs its own packets.
 
 What the guest cannot take of offloads is made up for here: blank checksums put in, segments cut, anything larger than
 its MTU (or than a page, where it has no scatter-gather) dropped. Owner: the trio thread, two tasks a ring.
@@ -24,8 +24,8 @@ from xen_py.drive import bus
 from xen_py.drive.bell import Bell
 from xen_py.drive.bus import Nodes
 from xen_py.drive.queue import BackQueue
-from xen_py.io.netchain import gso_extra, rx_chain, rx_slots
-from xen_py.io.netif import GsoType, RxFlag, RxRequest, RxResponse, Status
+from xen_py.io.netchain import gso_extra, hash_extra, rx_chain, rx_slots
+from xen_py.io.netif import Extra, GsoType, HashExtra, RxFlag, RxRequest, RxResponse, Status
 from xen_py.io.packet import ETHERNET, VLAN_TAG, Csum, Packet, complete, headers, segment, segment_header
 from xen_py.types import PAGE_SIZE, GrantRef
 
@@ -95,12 +95,14 @@ class RxServer:
         self._closing = False
         self.waiting = PacketQueue(self._bell.ring)
 
-    def deliver(self, packet: Packet) -> bool:
-        """A packet for the guest; False: it is lost."""
+    def deliver(self, packet: Packet, found: HashExtra | None = None) -> bool:
+        """A packet for the guest, with its hash if the guest has asked for one; False: it is lost."""
         pieces = self._offers.fit(packet)
         if not pieces:
             self._counts["too_large"] += 1
             return False
+        if found is not None:
+            pieces = [piece._replace(hash=found) for piece in pieces]
         taken = [self.waiting.put(piece) for piece in pieces]
         return all(taken)
 
@@ -131,7 +133,7 @@ class RxServer:
         room = MOST_COPIED
         while self.waiting:
             packet = self.waiting.peek()
-            count = rx_slots(len(packet.data), int(packet.gso is not GsoType.NONE))
+            count = rx_slots(len(packet.data), _extra_slots(packet))
             if count > len(self._slots):
                 self._counts["slots_lacking"] += not plan
                 break
@@ -156,16 +158,28 @@ class RxServer:
                 for slot in slots:
                     self._queue.respond(RxResponse(slot.id, 0, 0, Status.ERROR))
                 continue
-            extras = [gso_extra(packet.gso, packet.gso_size)] if packet.gso is not GsoType.NONE else []
             ids = [request.id for request in requests]
-            for answer in rx_chain(ids, len(packet.data), _flags(packet), extras):
+            for answer in rx_chain(ids, len(packet.data), _flags(packet), _extras(packet)):
                 self._queue.respond(answer)
         self._queue.flush()
 
 
+def _extras(packet: Packet) -> list[Extra]:
+    """What is said of a packet beside its data."""
+    extras = [gso_extra(packet.gso, packet.gso_size)] if packet.gso is not GsoType.NONE else []
+    if packet.hash is not None:
+        extras.append(hash_extra(packet.hash))
+    return extras
+
+
+def _extra_slots(packet: Packet) -> int:
+    return (packet.gso is not GsoType.NONE) + (packet.hash is not None)
+
+
 def _for_data(packet: Packet, slots: list[RxRequest]) -> list[RxRequest]:
-    """Those that get data: the second is taken up by what is said of the segments."""
-    return slots if packet.gso is GsoType.NONE else [slots[0], *slots[2:]]
+    """Those that get data: extras take up the ones behind the first."""
+    count = _extra_slots(packet)
+    return [slots[0], *slots[1 + count :]] if count else slots
 
 
 def _flags(packet: Packet) -> int:

@@ -11,8 +11,10 @@ become sockets of this process, and what comes back becomes frames. The first by
       host port, guest address, guest port]
     - msgpack [udp, host address, host port]
 
+Both addresses of a forwarded port are of one version of IP.
+
 The process dies with the host. It can make Internet sockets and read files, and nothing else. libslirp is loaded when
-it is there (Debian package libslirp0) and called by its C interface, version 4 of its configuration or older.
+it is there (Debian package libslirp0, 4.7 or later) and called by its C interface.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import heapq
 import os
 import select
 import socket
+import struct
 import sys
 import time
 from collections import deque
@@ -41,6 +44,8 @@ _MOST_WAITING = 4096
 _MOST_IN_A_ROW = 64
 _TITLE = "xen-py: network"
 _CONFIG_VERSION = 4
+_DATAGRAMS, _ONLY_IPV6 = 1, 2
+"""Of a forwarded port. The second is without effect on IPv4."""
 _POLL = {1: select.POLLIN, 2: select.POLLOUT, 4: select.POLLPRI, 8: select.POLLERR, 16: select.POLLHUP}
 
 _ffi = FFI()
@@ -84,8 +89,8 @@ _ffi.cdef("""
     void slirp_pollfds_fill(Slirp *, uint32_t *timeout, int (*add)(int fd, int events, void *opaque), void *opaque);
     void slirp_pollfds_poll(Slirp *, int error, int (*get)(int idx, void *opaque), void *opaque);
     void slirp_input(Slirp *, const uint8_t *pkt, int pkt_len);
-    int slirp_add_hostfwd(Slirp *, int is_udp, struct in_addr host, int host_port, struct in_addr guest, int port);
-    int slirp_remove_hostfwd(Slirp *, int is_udp, struct in_addr host, int host_port);
+    int slirp_add_hostxfwd(Slirp *, const char *host, uint32_t size, const char *guest, uint32_t guest_size, int flags);
+    int slirp_remove_hostxfwd(Slirp *, const char *host, uint32_t size, int flags);
 """)
 
 
@@ -231,13 +236,17 @@ class Stack:
                 self._forward(*msgpack.unpackb(body))
             else:
                 udp, host, port = msgpack.unpackb(body)
-                self._library.slirp_remove_hostfwd(self._slirp, udp, [_address(host)], port)
+                place = _place(host, port)
+                self._library.slirp_remove_hostxfwd(self._slirp, place, len(place), _forward_flags(udp))
         return True
 
     def _forward(self, number: int, udp: bool, host: str, host_port: int, guest: str, port: int) -> None:
         _ffi.errno = 0
-        addresses = [_address(host)], [_address(guest)]
-        failed = self._library.slirp_add_hostfwd(self._slirp, udp, addresses[0], host_port, addresses[1], port)
+        places = _place(host, host_port), _place(guest, port)
+        lengths = [len(place) for place in places]
+        failed = self._library.slirp_add_hostxfwd(
+            self._slirp, places[0], lengths[0], places[1], lengths[1], _forward_flags(udp)
+        )
         reason = (os.strerror(_ffi.errno) if _ffi.errno else "refused") if failed else ""
         self.send(b"=" + msgpack.packb([number, reason]))
 
@@ -264,6 +273,18 @@ class Stack:
 def _address(text: str) -> int:
     """As libslirp has it: in network order, whatever the machine's."""
     return int.from_bytes(ip_address(text).packed, sys.byteorder)
+
+
+def _place(address: str, port: int) -> bytes:
+    """A `struct sockaddr_in` or `sockaddr_in6`."""
+    packed = ip_address(address).packed
+    if len(packed) == 4:
+        return struct.pack("=H", socket.AF_INET) + port.to_bytes(2, "big") + packed + bytes(8)
+    return struct.pack("=H", socket.AF_INET6) + port.to_bytes(2, "big") + bytes(4) + packed + bytes(4)
+
+
+def _forward_flags(udp: bool) -> int:
+    return _ONLY_IPV6 | (_DATAGRAMS if udp else 0)
 
 
 def _words(text: str) -> list[int]:

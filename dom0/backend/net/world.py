@@ -19,8 +19,8 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import Callable, Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from xen_py.io.packet import ETHERNET, VLANS, Csum, Packet, complete
 
 NETWORK = IPv4Network("10.0.2.0/24")
 GATEWAY, DNS = IPv4Address("10.0.2.2"), IPv4Address("10.0.2.3")
+NETWORK6 = IPv6Network("fd0a:0:2::/64")
 GATEWAY_MAC = b"\x52\x55" + GATEWAY.packed
 _BEHIND_US = (b"\x52\x55", b"\x52\x56")
 """How libslirp begins the Ethernet addresses of its own, of IPv4 and IPv6."""
@@ -50,7 +51,7 @@ _SETTINGS = {
     "gateway": str(GATEWAY),
     "dns": str(DNS),
     "first": "10.0.2.15",
-    "network6": "fd0a:0:2::",
+    "network6": str(NETWORK6.network_address),
     "gateway6": "fd0a:0:2::2",
     "dns6": "fd0a:0:2::3",
     "mtu": MTU,
@@ -68,7 +69,7 @@ class World:
         self._bell = Bell()
         self._outward = PacketQueue(self._bell.ring, packets=4096)
         self._orders: list[bytes] = []
-        self._forwards: dict[Port, list[tuple[Forward, IPv4Address]]] = {}
+        self._forwards: dict[Port, list[tuple[Forward, IPv4Address | IPv6Address]]] = {}
         self._asked: dict[int, str] = {}
         self._numbers = 0
         self._counts: Counter[str] = Counter()
@@ -98,25 +99,31 @@ class World:
         """A vif has come or gone: it keeps its address, and its ports lead to it."""
         if not there:
             for forward, _ in self._forwards.pop(port, []):
-                self._order(b"-", [forward.udp, forward.host, forward.host_port])
+                self._order(b"-", [forward.udp, str(forward.host), forward.host_port])
             return
         if port.mac is None:
             return
         wanted = next((address for address in port.addresses if isinstance(address, IPv4Address)), None)
         address = self._leases.reserve(port.mac, wanted)
-        guest = wanted or address
-        if guest is None or not port.forwards:
-            return
-        self._forwards[port] = [(forward, guest) for forward in port.forwards]
-        if self.running:
+        guests = {4: wanted or address, 6: _address6(port.mac, port.addresses)}
+        found = []
+        for forward in port.forwards:
+            guest = guests[forward.host.version]
+            if guest is None:
+                self._say(f"{port.name}: {forward} leads nowhere: the guest has no IPv{forward.host.version} address")
+            else:
+                found.append((forward, guest))
+        if found:
+            self._forwards[port] = found
+        if found and self.running:
             self._ask(port)
 
     def _ask(self, port: Port) -> None:
         for forward, guest in self._forwards[port]:
             self._numbers += 1
             self._asked[self._numbers] = f"{port.name}: {forward}"
-            words = [self._numbers, forward.udp, forward.host, forward.host_port, str(guest), forward.guest_port]
-            self._order(b"+", words)
+            places = [str(forward.host), forward.host_port, str(guest), forward.guest_port]
+            self._order(b"+", [self._numbers, forward.udp, *places])
 
     def _order(self, kind: bytes, words: list[Any]) -> None:
         self._orders.append(kind + msgpack.packb(words))
@@ -222,3 +229,11 @@ class World:
 
     def statistics(self) -> dict[str, Any]:
         return {"running": self.running, "waiting": len(self._outward), **self._counts}
+
+
+def _address6(mac: bytes, addresses: Sequence[IPv4Address | IPv6Address]) -> IPv6Address | None:
+    """By which IPv6 address a guest is reached: one of its `ip=`, or what it makes of the network and its MAC."""
+    if addresses:
+        return next((address for address in addresses if isinstance(address, IPv6Address)), None)
+    identifier = bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
+    return IPv6Address(NETWORK6.network_address.packed[:8] + identifier)
