@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import sys
 
-from tests.soak import blocks, boots, debian, drivers, network, pairs, xenstore
+from tests.soak import blocks, boots, debian, drivers, hostile, network, pairs, xenstore
 
-RUNS = (boots, pairs, drivers, debian, xenstore, network, blocks)
+RUNS = (boots, pairs, drivers, debian, xenstore, network, hostile, blocks)
 
 if __name__ == "__main__":
     sys.exit(next((status for run in RUNS if (status := run.main([]))), 0))
