@@ -29,11 +29,8 @@ from dom0.image.paths import cache_dir, images_dir
 _KERNELS = ("linux-image-amd64", "linux-image-generic")
 """Packages that depend on the current kernel: Debian's, and Ubuntu's."""
 _LARGEST_FILE = 1 << 30
-_MODULES, _INITRAMFS = "modules.tar", "initramfs.gz"
+_MODULES, _INITRAMFS, _RECIPE = "modules.tar", "initramfs.gz", "recipe"
 FILES = ("vmlinuz", "config", "busybox", _MODULES, _INITRAMFS)
-
-
-_RECIPE = "recipe"
 
 
 def fetch_debian(
