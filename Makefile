@@ -16,7 +16,7 @@ help:
 	@echo "make test    lint, type check and all tests"
 	@echo "make lint    ruff and mypy only"
 	@echo "make bench   boot time next to QEMU's, the store next to Xen's own (installs both where missing), rings, networks, disks"
-	@echo "make soak    boots, stress and power-offs in a row, disks for an hour and a hundred kills"
+	@echo "make soak    hours of boots, stress, faults and hostile guests; disks for an hour, and a hundred kills"
 	@echo "make native  compile what changed of the C parts"
 	@echo "make clean   remove all that make made here"
 
@@ -32,7 +32,12 @@ native: $(INSTALLED)
 
 demo: native
 	$(BIN)/xen-py image fetch debian
-	$(BIN)/xl create -c examples/debian.cfg
+	@echo "Ctrl-] leaves the guest's console, the guest goes on; poweroff, typed there, ends it"
+	@if $(BIN)/xl domid debian >/dev/null 2>&1; then \
+	    echo "the guest of the last time still runs; press Enter for its prompt"; $(BIN)/xl console debian; \
+	else \
+	    echo "$(BIN)/xl create -c examples/debian.cfg"; $(BIN)/xl create -c examples/debian.cfg; \
+	fi
 
 lint: native
 	$(BIN)/ruff check .

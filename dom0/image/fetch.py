@@ -4,11 +4,14 @@
 The result is a directory `debian-<kernel version>` among the images, with `vmlinuz`, `config`, `busybox`, the modules
 that guests need early (`modules.tar`) and `initramfs.gz` in it, and a link `debian` (`debian-<suite>` for a suite other
 than the machine's) that names the newest.
-A directory appears complete or not at all. What is there is used without asking the network.
+A directory appears complete or not at all. What is there is used without asking the network, unless another version
+of this program made it otherwise than this one would: `recipe` tells what each file was made by (`_recipes`), and what
+is stale is made anew. An initramfs takes nothing but what is there; modules are fetched, with their kernel.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -26,15 +29,27 @@ from dom0.image.paths import cache_dir, images_dir
 _KERNELS = ("linux-image-amd64", "linux-image-generic")
 """Packages that depend on the current kernel: Debian's, and Ubuntu's."""
 _LARGEST_FILE = 1 << 30
-FILES = ("vmlinuz", "config", "busybox", "modules.tar", "initramfs.gz")
+_MODULES, _INITRAMFS, _RECIPE = "modules.tar", "initramfs.gz", "recipe"
+FILES = ("vmlinuz", "config", "busybox", _MODULES, _INITRAMFS)
 
 
-def fetch_debian(progress: Progress, suite: str | None = None, *, update: bool = False) -> Path:
-    """The directory with the images; fetched if it is not there or `update` asks for the newest. ImageError."""
+def fetch_debian(
+    progress: Progress, say: Callable[[str], None], suite: str | None = None, *, update: bool = False
+) -> Path:
+    """The directory with the images; fetched if it is not there or `update` asks for the newest. ImageError.
+
+    `say` is told in one line what is made anew, and why.
+    """
     link = images_dir() / ("debian" if suite is None else f"debian-{suite.replace('/', '_')}")
-    if not update and is_complete(link):
-        return link.resolve()
     try:
+        if is_complete(link) and not update:
+            stale = _stale(link)
+            if stale:
+                say(f"{link}: {' and '.join(stale)} of another version of xen-py, made anew")
+            if _MODULES not in stale:
+                if stale:
+                    _make_initramfs(link.resolve(), progress)
+                return link.resolve()
         images_dir().mkdir(parents=True, exist_ok=True)
         directory = cache_dir() / "apt"
         with locked(directory):
@@ -56,24 +71,44 @@ def _fetch(apt: Apt, suite: str | None, progress: Progress) -> Path:
         trouble = apt.update(progress)
     kernel = _real_kernel(apt, trouble)
     target = images_dir() / f"debian-{re.sub(r'[^A-Za-z0-9.+~-]', '_', kernel.version)}"
-    if is_complete(target):
-        _make_initramfs(target, progress)
-    else:
+    if not is_complete(target) or _MODULES in _stale(target):
         _fetch_into(target, apt, kernel, progress)
+    elif _stale(target):
+        _make_initramfs(target, progress)
     return target
 
 
 def _make_initramfs(directory: Path, progress: Progress) -> None:
-    """Make it anew even if it is there: another version of this program may make a better one."""
+    """Out of what is in the directory, whose modules are those of the recipe."""
     progress("Making the initramfs", 0, 0)
-    fresh = directory / f".initramfs-{os.getpid()}"
-    drivers = modules.unpack((directory / "modules.tar").read_bytes())
-    fresh.write_bytes(initramfs.build(str(directory / "busybox"), modules=drivers))
-    fresh.replace(directory / "initramfs.gz")
+    drivers = modules.unpack((directory / _MODULES).read_bytes())
+    _replace(directory / _INITRAMFS, initramfs.build(str(directory / "busybox"), modules=drivers))
+    _replace(directory / _RECIPE, json.dumps(_recipes()).encode())
+
+
+def _replace(path: Path, data: bytes) -> None:
+    fresh = path.with_name(f".{path.name}-{os.getpid()}")
+    fresh.write_bytes(data)
+    fresh.replace(path)
 
 
 def is_complete(directory: Path) -> bool:
     return all((directory / name).is_file() for name in FILES)
+
+
+def _recipes() -> dict[str, str]:
+    """How this version makes what it makes itself: other recipes, other text."""
+    return {_MODULES: modules.recipe(), _INITRAMFS: initramfs.recipe()}
+
+
+def _stale(directory: Path) -> list[str]:
+    """The files that were made by another recipe."""
+    try:
+        made = json.loads((directory / _RECIPE).read_bytes())
+    except (FileNotFoundError, ValueError):
+        made = None
+    known = made if isinstance(made, dict) else {}
+    return [name for name, recipe in _recipes().items() if known.get(name) != recipe]
 
 
 def _real_kernel(apt: Apt, trouble: str) -> Package:
@@ -95,6 +130,7 @@ def _real_kernel(apt: Apt, trouble: str) -> Package:
 
 def _fetch_into(target: Path, apt: Apt, kernel: Package, progress: Progress) -> None:
     work = Path(tempfile.mkdtemp(prefix=".fetch-", dir=target.parent))
+    old = work.with_name(f"{work.name}-old")
     try:
         release = kernel.name.removeprefix("linux-image-").removeprefix("unsigned-")
         deb = apt.download(kernel, progress)
@@ -105,7 +141,7 @@ def _fetch_into(target: Path, apt: Apt, kernel: Package, progress: Progress) -> 
         _extract(deb, boot | drivers)
         found = {file.name: file.read_bytes() for file in (work / "modules").iterdir()}
         shutil.rmtree(work / "modules")
-        (work / "modules.tar").write_bytes(modules.pack(modules.in_order(found)))
+        (work / _MODULES).write_bytes(modules.pack(modules.in_order(found)))
         deb.unlink()
         if not (work / "vmlinuz").exists():
             raise ImageError(f"package {kernel.name} {kernel.version} holds no kernel boot/vmlinuz-{release}")
@@ -119,10 +155,11 @@ def _fetch_into(target: Path, apt: Apt, kernel: Package, progress: Progress) -> 
         _make_initramfs(work, progress)
         work.chmod(0o755)
         if target.exists():
-            shutil.rmtree(target)
+            target.rename(old)
         work.rename(target)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        for path in (work, old):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _extract(deb: Path, wanted: dict[str, Path], enough: int | None = None) -> None:

@@ -13,6 +13,7 @@ scripts that do it at once, without init's seconds of waiting for other processe
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import zlib
 from collections.abc import Iterable, Mapping
@@ -126,8 +127,23 @@ def build(
             program = file.read()
     except OSError as error:
         raise ImageError(f"{busybox}: {error.strerror}") from None
+    return _gzip(_archive(program, applets(busybox), files or {}, modules or {}, init_lines))
+
+
+def recipe() -> str:
+    """A digest of all that `build` puts around busybox and modules: another version's initramfs may have another."""
+    return hashlib.sha256(_archive(b"", (), {}, {"module": b""}, ())).hexdigest()
+
+
+def _archive(
+    program: bytes,
+    links: Iterable[str],
+    files: Mapping[str, tuple[bytes, int]],
+    modules: Mapping[str, bytes],
+    init_lines: Iterable[str],
+) -> bytes:
     lines = "".join(line + "\n" for line in init_lines)
-    drivers = {f"lib/modules/{name}.ko": data for name, data in (modules or {}).items()}
+    drivers = {f"lib/modules/{name}.ko": data for name, data in modules.items()}
     loads = "".join(f"insmod /{path}\n" for path in drivers)
     entries = {
         "init": cpio.file("init", _INIT.format(modules=loads, lines=lines).encode(), 0o755),
@@ -136,7 +152,7 @@ def build(
         "bin/busybox": cpio.file("bin/busybox", program, 0o755),
         "etc/rc.shutdown": cpio.file("etc/rc.shutdown", _SHUTDOWN.encode(), 0o755),
     }
-    for path in applets(busybox):
+    for path in links:
         entries[path] = cpio.symlink(path, "/bin/busybox")
     for action in ("poweroff", "reboot", "halt"):
         script = f"#!/bin/sh\nexec /etc/rc.shutdown {action}\n"
@@ -146,9 +162,9 @@ def build(
         entries[path] = cpio.file(path, text.encode())
     for path, data in drivers.items():
         entries[path] = cpio.file(path, data)
-    for path, (data, mode) in (files or {}).items():
+    for path, (data, mode) in files.items():
         entries[_relative(path)] = cpio.file(_relative(path), data, mode)
-    return _gzip(cpio.archive(_with_directories(entries)))
+    return cpio.archive(_with_directories(entries))
 
 
 def _relative(path: str) -> str:

@@ -76,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
         match args.image_command:
             case "fetch":
                 with _progress() as progress:
-                    directory = fetch.FETCHERS[args.distribution](progress, args.suite, update=args.update)
+                    get = fetch.FETCHERS[args.distribution]
+                    directory = get(progress, _say, args.suite, update=args.update)
                 for name in fetch.FILES:
                     print(directory / name)
             case "initramfs":
@@ -100,12 +101,16 @@ def run(args: argparse.Namespace) -> int:
                 with _progress() as progress:
                     vmlinux.extract(args.kernel, args.output, progress)
     except (ImageError, BuildError) as error:
-        print(f"xen-py image: {error}", file=sys.stderr)
+        _say(str(error))
         return 1
     except OSError as error:
-        print(f"xen-py image: {error.filename or args.output}: {error.strerror}", file=sys.stderr)
+        _say(f"{error.filename or args.output}: {error.strerror}")
         return 1
     return 0
+
+
+def _say(text: str) -> None:
+    print(f"xen-py image: {text}", file=sys.stderr)
 
 
 def _file(argument: str) -> tuple[str, tuple[bytes, int]]:

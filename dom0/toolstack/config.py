@@ -18,9 +18,10 @@ from typing import Any, Self
 
 import attrs
 
-from dom0.toolstack.deviceconfig import DeviceConfig, DeviceSyntaxError
-from dom0.toolstack.diskspec import DiskConfig, DiskSyntaxError
-from dom0.toolstack.vifspec import NicConfig, NicSyntaxError
+from dom0.toolstack.deviceconfig import DeviceConfig
+from dom0.toolstack.devicefields import DeviceSyntaxError
+from dom0.toolstack.diskspec import DiskConfig
+from dom0.toolstack.vifspec import NicConfig
 
 DEFAULT_MEMORY_KB = 32 * 1024
 """What a guest gets when its configuration names no memory at all."""
@@ -216,24 +217,21 @@ class DomainConfig:
         return config
 
 
+_DEVICES: dict[str, type[DeviceConfig | DiskConfig | NicConfig]] = {
+    "devices": DeviceConfig,
+    "disks": DiskConfig,
+    "nics": NicConfig,
+}
+
+
 def _checked(key: str, annotation: str, value: object) -> Any:
     """`value` if it has the type the field's annotation names."""
     if value is None and annotation.endswith("| None"):
         return None
-    if key == "devices" and isinstance(value, list):
+    if key in _DEVICES and isinstance(value, list):
         try:
-            return tuple(DeviceConfig.from_plain(item) for item in value)
+            return tuple(_DEVICES[key].from_plain(item) for item in value)
         except DeviceSyntaxError as error:
-            raise ConfigError(str(error)) from None
-    if key == "disks" and isinstance(value, list):
-        try:
-            return tuple(DiskConfig.from_plain(item) for item in value)
-        except DiskSyntaxError as error:
-            raise ConfigError(str(error)) from None
-    if key == "nics" and isinstance(value, list):
-        try:
-            return tuple(NicConfig.from_plain(item) for item in value)
-        except NicSyntaxError as error:
             raise ConfigError(str(error)) from None
     if key == "program_path" and isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(value)

@@ -14,16 +14,14 @@ from typing import Any, Self
 
 import attrs
 
+from dom0.toolstack.devicefields import DeviceSyntaxError, is_pair
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _OURS = frozenset({"frontend", "frontend-id", "online", "state", "hotplug-status"})
 """Nodes of the backend's directory that are the toolstack's or the driver's."""
 _LARGEST_DEVID = 1 << 20
 _LONGEST_VALUE = 1024
-
-
-class DeviceSyntaxError(ValueError):
-    """An item that cannot be; one line without file and line number."""
 
 
 @attrs.frozen
@@ -65,6 +63,8 @@ class DeviceConfig:
         """DeviceSyntaxError where it cannot be a device."""
         if not _NAME.fullmatch(self.type) or self.type in ("vbd", "vif", "console", "suspend"):
             raise DeviceSyntaxError(f"type={self.type} is not a type that `device' can have")
+        if type(self.devid) is not int or not 0 <= self.devid <= _LARGEST_DEVID:
+            raise DeviceSyntaxError(f"devid={self.devid} is not a number up to {_LARGEST_DEVID}")
         for key, value in self.settings:
             if key in _OURS or not _KEY.fullmatch(key):
                 raise DeviceSyntaxError(f"{key}= is not for a configuration to set")
@@ -78,10 +78,6 @@ class DeviceConfig:
     @classmethod
     def from_plain(cls, plain: object) -> Self:
         match plain:
-            case {"type": str(kind), "devid": int(devid), "settings": [*pairs]} if all(map(_is_pair, pairs)):
+            case {"type": str(kind), "devid": int(devid), "settings": [*pairs]} if all(map(is_pair, pairs)):
                 return cls(kind, devid, tuple((key, value) for key, value in pairs)).checked()
         raise DeviceSyntaxError("a device in a domain configuration is not one")
-
-
-def _is_pair(item: Any) -> bool:
-    return isinstance(item, (list, tuple)) and len(item) == 2 and all(isinstance(text, str) for text in item)

@@ -17,6 +17,7 @@ from dom0.toolstack import vdev
 from dom0.toolstack.devices import Device, DeviceError, Devices
 from dom0.toolstack.diskspec import KIND, DiskConfig
 from dom0.toolstack.domain import GuestDomain, ToolstackError
+from dom0.toolstack.hotplug import in_words_of, number_node, plug
 from xen_py.io.xenbus_toolstack import Happening
 from xen_py.types import DomId
 from xenstore.local import LocalClient
@@ -36,33 +37,21 @@ async def _add(devices: Devices, domid: DomId, disk: DiskConfig) -> None:
             os.stat(disk.target or "")
         except OSError as error:
             raise DeviceError(f"Disk vdev={disk.vdev} failed to stat: {disk.target}: {error.strerror}") from error
-    if devices.find(domid, KIND, disk.devid) is not None:
-        raise DeviceError("device already exists in xenstore")
-    try:
-        await devices.add(domid, disk.device())
-    except DeviceError:
-        device = devices.find(domid, KIND, disk.devid)
-        if device is not None:
-            await devices.remove(device, Happening.DESTROY)
-        raise
+    await plug(devices, domid, disk.device())
 
 
 async def attach(devices: Devices, guest: GuestDomain, disk: DiskConfig) -> None:
     """`xl block-attach`. ToolstackError."""
-    try:
+    with in_words_of(guest):
         await _add(devices, guest.domid, disk)
-    except DeviceError as error:
-        raise ToolstackError(f"Domain {guest.domid}:{error}") from error
     guest.config = attrs.evolve(guest.config, disks=(*guest.config.disks, disk))
 
 
 async def detach(devices: Devices, guest: GuestDomain, name: str, *, force: bool) -> None:
     """`xl block-detach`: the guest is asked, or not. ToolstackError."""
     device = find(devices, guest.domid, name)
-    try:
+    with in_words_of(guest):
         await devices.remove(device, Happening.DESTROY if force else Happening.ASK)
-    except DeviceError as error:
-        raise ToolstackError(f"Domain {guest.domid}:{error}") from error
     kept = tuple(disk for disk in guest.config.disks if disk.devid != device.devid)
     guest.config = attrs.evolve(guest.config, disks=kept)
 
@@ -80,8 +69,7 @@ def rows(client: LocalClient, devices: Devices, domid: DomId) -> list[dict[str, 
     """What `xl block-list` prints of each: as the frontend's nodes have it, -1 where they are missing."""
 
     def number(path: str) -> int:
-        value = (client.read_or_none(path) or b"").decode(errors="replace")
-        return int(value) if value.isdecimal() and len(value) < 20 else -1
+        return number_node(client, path)
 
     return [
         {

@@ -16,16 +16,16 @@ from typing import Any, Self
 import attrs
 
 from dom0.toolstack import vdev
+from dom0.toolstack.devicefields import DeviceSyntaxError, fields_from_plain
 from dom0.toolstack.devices import NewDevice
 
 FORMATS = ("raw", "qcow", "qcow2", "vhd", "qed", "empty")
 _BACKENDS = ("phy", "tap", "qdisk", "standalone")
 _SPECIFICATIONS = ("xen", "virtio")
-_LONGEST = 4096
 KIND = "vbd"
 
 
-class DiskSyntaxError(ValueError):
+class DiskSyntaxError(DeviceSyntaxError):
     """A disk that cannot be; one line, as xl words it, without the place."""
 
 
@@ -121,31 +121,15 @@ class DiskConfig:
         return {key: value for key, value in fields.items() if value is not None}
 
     def to_plain(self) -> dict[str, Any]:
-        return attrs.asdict(self) | {"colo": [list(pair) for pair in self.colo]}
+        return attrs.asdict(self)
 
     @classmethod
     def from_plain(cls, plain: object) -> Self:
         """Back from `to_plain`; whatever arrives is checked. DiskSyntaxError."""
-        if not isinstance(plain, dict) or not isinstance(plain.get("vdev"), str):
-            raise DiskSyntaxError("a disk in a domain configuration is not one")
-        known = {field.name: str(field.type) for field in attrs.fields(cls)}
-        values: dict[str, Any] = {}
-        for key, value in plain.items():
-            if key == "colo" and isinstance(value, list):
-                values[key] = tuple((str(name), str(text)) for name, text in value)
-            elif key not in known or not _fits(value, known[key]):
-                raise DiskSyntaxError(f"a disk with {key!r} = {value!r} is none")
-            else:
-                values[key] = value
-        disk = cls(**values)
-        if disk.format not in FORMATS or any(len(text) > _LONGEST for text in (disk.vdev, disk.target or "")):
+        disk = cls(**fields_from_plain(cls, plain, "disk", DiskSyntaxError))
+        if disk.format not in FORMATS:
             raise DiskSyntaxError(f"a disk of format {disk.format!r} is none")
         return disk
-
-
-def _fits(value: object, annotation: str) -> bool:
-    kind = bool if annotation.startswith("bool") else str
-    return type(value) is kind or (value is None and annotation.endswith("None"))
 
 
 # ---- the scanner ----

@@ -14,6 +14,7 @@ import attrs
 
 from dom0.toolstack.devices import Device, DeviceError, Devices
 from dom0.toolstack.domain import GuestDomain, ToolstackError
+from dom0.toolstack.hotplug import in_words_of, number_node, plug, text_node
 from dom0.toolstack.vifspec import KIND, NicConfig
 from xen_py.io.xenbus_toolstack import Happening
 from xen_py.types import DomId
@@ -29,37 +30,24 @@ async def add_all(devices: Devices, domid: DomId, nics: Iterable[NicConfig]) -> 
 async def _add(devices: Devices, domid: DomId, nic: NicConfig) -> None:
     if (reason := nic.refusal()) is not None:
         raise DeviceError(reason)
-    if nic.devid is not None and devices.find(domid, KIND, nic.devid) is not None:
-        raise DeviceError("device already exists in xenstore")
-    new = nic.device()
-    try:
-        await devices.add(domid, new)
-    except DeviceError:
-        device = devices.find(domid, KIND, new.devid)
-        if device is not None:
-            await devices.remove(device, Happening.DESTROY)
-        raise
+    await plug(devices, domid, nic.device())
 
 
 async def attach(devices: Devices, guest: GuestDomain, nic: NicConfig) -> None:
     """`xl network-attach`. ToolstackError."""
     taken = {device.devid for device in devices.of(guest.domid, KIND)}
     nic = nic.settled(guest.config.uuid, next(n for n in range(len(taken) + 1) if n not in taken))
-    try:
+    with in_words_of(guest):
         await _add(devices, guest.domid, nic)
-    except DeviceError as error:
-        raise ToolstackError(f"Domain {guest.domid}:{error}") from error
     guest.config = attrs.evolve(guest.config, nics=(*guest.config.nics, nic))
 
 
 async def detach(devices: Devices, guest: GuestDomain, name: str) -> None:
     """`xl network-detach`: the guest is asked, and has it taken away if it does not heed. ToolstackError."""
     device = find(devices, guest, name)
-    kept = tuple(nic for nic in guest.config.nics if nic.devid != device.devid)
-    try:
+    with in_words_of(guest):
         await devices.remove(device, Happening.REMOVE)
-    except DeviceError as error:
-        raise ToolstackError(f"Domain {guest.domid}:{error}") from error
+    kept = tuple(nic for nic in guest.config.nics if nic.devid != device.devid)
     guest.config = attrs.evolve(guest.config, nics=kept)
 
 
@@ -78,18 +66,14 @@ def find(devices: Devices, guest: GuestDomain, name: str) -> Device:
 def rows(client: LocalClient, devices: Devices, domid: DomId) -> list[dict[str, Any]]:
     """What `xl network-list` prints of each: as the frontend's nodes have it, -1 where they are missing."""
 
-    def text(path: str) -> str:
-        return (client.read_or_none(path) or b"").decode(errors="replace")
-
     def number(path: str) -> int:
-        value = text(path)
-        return int(value) if value.isdecimal() and len(value) < 20 else -1
+        return number_node(client, path)
 
     return [
         {
             "devid": device.devid,
             "backend_id": number(f"{device.front}/backend-id"),
-            "mac": text(f"{device.libxl}/mac"),
+            "mac": text_node(client, f"{device.libxl}/mac"),
             "frontend_id": device.domid,
             "handle": number(f"{device.libxl}/handle"),
             "state": number(f"{device.front}/state"),

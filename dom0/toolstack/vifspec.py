@@ -18,6 +18,7 @@ import attrs
 from dom0.backend.net.filters import parse_addresses
 from dom0.backend.net.forward import parse_forwards
 from dom0.backend.net.switch import DEFAULT_BRIDGE, Vlans, VlanSyntaxError
+from dom0.toolstack.devicefields import DeviceSyntaxError, fields_from_plain
 from dom0.toolstack.devices import NewDevice
 
 KIND = "vif"
@@ -46,7 +47,7 @@ _TEXTS = {
 }
 
 
-class NicSyntaxError(ValueError):
+class NicSyntaxError(DeviceSyntaxError):
     """A network card that cannot be; one line, as xl words it."""
 
 
@@ -149,23 +150,15 @@ class NicConfig:
         return {key: value for key, value in fields.items() if value is not None}
 
     def to_plain(self) -> dict[str, Any]:
-        return attrs.asdict(self) | {"colo": [list(pair) for pair in self.colo]}
+        return attrs.asdict(self)
 
     @classmethod
     def from_plain(cls, plain: object) -> Self:
         """Back from `to_plain`; whatever arrives is checked. NicSyntaxError."""
-        if not isinstance(plain, dict):
-            raise NicSyntaxError("a network card in a domain configuration is not one")
-        known = {field.name: str(field.type) for field in attrs.fields(cls)}
-        values: dict[str, Any] = {}
-        for key, value in plain.items():
-            if key == "colo" and isinstance(value, list):
-                values[key] = tuple((str(name), str(text)) for name, text in value)
-            elif key not in known or not _fits(value, known[key]):
-                raise NicSyntaxError(f"a network card with {key!r} = {value!r} is none")
-            else:
-                values[key] = value
-        nic = cls(**values)
+        nic = cls(**fields_from_plain(cls, plain, "network card", NicSyntaxError))
+        texts = [value for value in attrs.asdict(nic).values() if isinstance(value, str)]
+        if not all(len(text) <= _LONGEST and text.isprintable() for text in texts):
+            raise NicSyntaxError("a network card with a text that is too long or has control characters in it is none")
         if nic.mac is not None and _mac(nic.mac) != nic.mac:
             raise NicSyntaxError("Invalid parameter `mac'.")
         if nic.nictype not in (None, "vif", "ioemu"):
@@ -173,13 +166,6 @@ class NicConfig:
         if nic.devid is not None and not 0 <= nic.devid <= _LARGEST_DEVID:
             raise NicSyntaxError(f"devid={nic.devid} is not a number up to {_LARGEST_DEVID}")
         return nic
-
-
-def _fits(value: object, annotation: str) -> bool:
-    if value is None:
-        return True
-    kind = {"bool": bool, "int": int}.get(annotation.split(" ")[0], str)
-    return type(value) is kind and (kind is not str or (len(str(value)) <= _LONGEST and str(value).isprintable()))
 
 
 def stable_mac(uuid: str, devid: int) -> str:

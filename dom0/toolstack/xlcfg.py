@@ -19,7 +19,8 @@ from typing import Any
 from dom0.toolstack import diskspec, vifspec
 from dom0.toolstack.cfgfile import ConfigSyntaxError, Setting, Value, merge, parse
 from dom0.toolstack.config import ConfigError, DomainConfig, ShutdownAction
-from dom0.toolstack.deviceconfig import DeviceConfig, DeviceSyntaxError
+from dom0.toolstack.deviceconfig import DeviceConfig
+from dom0.toolstack.devicefields import DeviceSyntaxError
 from dom0.toolstack.diskspec import DiskConfig, DiskSyntaxError
 from dom0.toolstack.vifspec import NicConfig, NicSyntaxError
 from dom0.toolstack.xlcfg_keys import KNOWN, NOT_BUILT_YET, WITHOUT_EFFECT_ON_PV, nearest

@@ -28,7 +28,9 @@ def image(path: Path, sectors: int = 2048) -> Path:
 
 
 @asynccontextmanager
-async def guest_with(machine: Machine, *disks: str, memory_mb: int = 16) -> AsyncIterator[tuple[Handle, Guest]]:
+async def guest_with(
+    machine: Machine, *disks: str, memory_mb: int = 16, name: str = "disky"
+) -> AsyncIterator[tuple[Handle, Guest]]:
     """A guest with those disks, until the block is left; then it is destroyed."""
     there: list[Guest] = []
     started = trio.Event()
@@ -38,7 +40,7 @@ async def guest_with(machine: Machine, *disks: str, memory_mb: int = 16) -> Asyn
         started.set()
         await trio.sleep_forever()
 
-    config = configured("disky", kernel_for("disky", main))
+    config = configured(name, kernel_for(name, main))
     config = attrs.evolve(
         config,
         memory_kb=memory_mb * 1024,

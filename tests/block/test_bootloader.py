@@ -148,6 +148,7 @@ async def test_in_the_second_partition_behind_links(tmp_path: Path, sfdisk: str)
         ({"boot/grub/grub.cfg": b"linux /missing"}, {}, "the disk has no file /missing"),
         ({"vmlinuz": "vmlinuz"}, {}, "a grub.cfg that names a kernel is on"),
         ({"boot/grub/grub.cfg": b'linux "/x\\" -f /etc/passwd"', "x": b"k"}, {}, "the disk has no file"),
+        ({"boot/grub/grub.cfg": b"linux /" + b"a" * 8200 + b"/k", "k": b"k"}, {}, "the disk has no file /aaa"),
         (BOOTABLE, {"kernel": "/boot/none"}, "/boot/none is on no"),
         (BOOTABLE, {"disks": ()}, "needs a disk"),
         (BOOTABLE, {"disks": (DiskConfig("xvda", "/no/such/disk"),)}, "No such file"),

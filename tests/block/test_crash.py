@@ -19,6 +19,7 @@ from dom0.backend.block.image import Disk
 from dom0.host.machine import open_machine
 from dom0.kit.guests import inside
 from domU.frontend.block import BlockFrontend
+from tests.block.dropping import DroppingLayer
 from tests.block.memory import MemoryDisk
 
 RECORD = struct.Struct("<Q504x")
@@ -91,13 +92,17 @@ trio.run(main)
 """
 
 
-def test_a_killed_host_has_lost_no_flushed_write(tmp_path: Path) -> None:
-    """Killed after a random number of flushes: all of them are on the disk."""
+@pytest.mark.parametrize("dropping", [False, True], ids=["page_cache", "dropping"])
+def test_a_killed_host_has_lost_no_flushed_write(tmp_path: Path, dropping: bool) -> None:
+    """Killed after a random number of flushes, with and without what was not synced: all of them are on the disk."""
     path = tmp_path / "disk"
     path.write_bytes(bytes(64 * 512))
     dice = random.Random(7)
-    for _ in range(4):
-        host = subprocess.Popen([sys.executable, "-c", HOST, str(path)], stdout=subprocess.PIPE, text=True)
+    for _ in range(3):
+        layer = DroppingLayer(path)
+        environment = {**os.environ, **(layer.environment if dropping else {})}
+        command = [sys.executable, "-c", HOST, str(path)]
+        host = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         assert host.stdout is not None
         for _ in range(dice.randint(1, 200)):
             last = int(host.stdout.readline())
@@ -106,6 +111,9 @@ def test_a_killed_host_has_lost_no_flushed_write(tmp_path: Path) -> None:
         host.wait()
         host.stdout.close()
         last = max([last, *map(int, rest)])
+        if dropping:
+            layer.lose()
+            assert layer.syncs(path) in (last, last + 1), "each flush is one sync"
         kept = path.read_bytes()
         for number in range(max(1, last - 62), last + 1):
             assert int.from_bytes(kept[number % 64 * 512 :][:8], "little") in (number, number + 64)

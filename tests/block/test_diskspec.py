@@ -109,6 +109,19 @@ def test_any_text_is_a_disk_or_an_error(specs: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    "change",
+    [{"vdev": None}, {"format": "vdi"}, {"readwrite": 1}, {"cdrom": None}, {"target": "x" * 4097}, {"colo": [["a"]]},
+     {"colo": "ab"}, {"what": "x"}],
+)  # fmt: skip
+def test_what_comes_over_the_socket_is_checked(change: dict[str, Any]) -> None:
+    with pytest.raises(DiskSyntaxError):
+        DiskConfig.from_plain(parse(["/x,,xvda"]).to_plain() | change)
+    for plain in ({}, [], {"target": "/x"}):
+        with pytest.raises(DiskSyntaxError, match="a disk in a domain configuration is not one"):
+            DiskConfig.from_plain(plain)
+
+
+@pytest.mark.parametrize(
     ("spec", "reason"),
     [
         ("/x,,xvdz99999", "Invalid or unsupported virtual disk identifier xvdz99999"),

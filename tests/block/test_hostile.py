@@ -11,26 +11,12 @@ import pytest
 import trio
 
 from domU.frontend.block import BlockFrontend
-from domU.guest import Guest
 from tests.block.guests import XVDA, backend_of, grants_of, image, one_guest
-from xen_py.io.blkif import (
-    SEGMENT,
-    DiscardRequest,
-    IndirectRequest,
-    Operation,
-    Request,
-    Segment,
-    Status,
-    pack_segments,
-)
+from tests.block.nonsense import ERROR, OKAY, UNKNOWN, plain, send_nonsense
+from xen_py.io.blkif import SEGMENT, DiscardRequest, IndirectRequest, Operation, Segment
 from xen_py.io.ring import REQ_PROD
 
 SECTORS = 256
-OKAY, ERROR, UNKNOWN = Status.OKAY, Status.ERROR, Status.EOPNOTSUPP
-
-
-def plain(operation: int, sector: int, *segments: Segment, count: int | None = None) -> Request:
-    return Request(operation, len(segments) if count is None else count, 0, 0, sector, pack_segments(list(segments)))
 
 
 @pytest.mark.parametrize("persistent", [False, True])
@@ -108,45 +94,6 @@ async def test_random_requests_touch_nothing_but_the_disk(tmp_path: Path) -> Non
         assert await disk.read(0, 512) is not None
     assert path.stat().st_size == SECTORS * 512
     assert hashlib.sha256(other.read_bytes()).digest() == checksum
-
-
-async def send_nonsense(disk: BlockFrontend, guest: Guest, dice: random.Random, count: int) -> None:
-    """Random requests, their fields now and then such as a frontend would fill in; all are answered."""
-    pages = [guest.kernel.allocate() for _ in range(8)]
-    refs = [disk.grant(page) for page in pages]
-
-    def ref() -> int:
-        return dice.choice(refs) if dice.random() < 0.8 else dice.getrandbits(32)
-
-    def segment() -> Segment:
-        if dice.random() < 0.7:
-            first = dice.randrange(8)
-            return Segment(ref(), first, dice.randint(first, 7))
-        return Segment(ref(), dice.getrandbits(8), dice.getrandbits(8))
-
-    def sector() -> int:
-        return dice.randrange(SECTORS + 16) if dice.random() < 0.9 else dice.getrandbits(64)
-
-    def request() -> Request | DiscardRequest | IndirectRequest:
-        kind = dice.random()
-        if kind < 0.1:
-            return DiscardRequest(Operation.DISCARD, dice.getrandbits(8), 0, 0, sector(), sector())
-        if kind < 0.4:
-            dice.choice(pages).data[:] = b"".join(SEGMENT.pack(segment()) for _ in range(512))
-            grefs = b"".join(ref().to_bytes(4, "little") for _ in range(8))
-            many = dice.getrandbits(16) if dice.random() < 0.2 else dice.randrange(40)
-            inner = dice.choice((0, 1, 1, dice.getrandbits(8)))
-            return IndirectRequest(Operation.INDIRECT, inner, many, 0, sector(), 0, grefs)
-        segments = [segment() for _ in range(dice.randint(0, 11))]
-        operation = dice.choice((0, 1, 2, 3, 0, 1, dice.choice([n for n in range(256) if n not in (5, 6)])))
-        many = dice.getrandbits(8) if dice.random() < 0.1 else len(segments)
-        return plain(operation, sector(), *segments, count=many)
-
-    while count:
-        size = min(count, dice.randint(1, 32))
-        count -= size
-        for response in await disk.queue.calls([request() for _ in range(size)]):
-            assert response.status in (OKAY, ERROR, UNKNOWN)
 
 
 async def test_a_producer_index_gone_wild_ends_the_device_and_nothing_else(tmp_path: Path) -> None:

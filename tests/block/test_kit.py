@@ -39,9 +39,11 @@ async def use(disk: BlockFrontend) -> None:
             raise DeviceFailed(str(error)) from error
 
 
+PAIR = Pair(TestedBackend, TestedFrontend, use)
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_faults_of_that_seed(seed: int) -> None:
-    pair = Pair(TestedBackend, TestedFrontend, use)
-    failure = try_seed(pair, seed)
+    failure = try_seed(PAIR, seed)
     if failure is not None:
-        raise AssertionError(shrink(pair, failure).report())
+        raise AssertionError(shrink(PAIR, failure).report())

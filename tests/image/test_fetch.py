@@ -6,13 +6,14 @@ from __future__ import annotations
 import argparse
 import gzip
 import io
+import json
 import os
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from dom0.image import fetch
+from dom0.image import fetch, modules
 from dom0.image.errors import ImageError
 from dom0.image.main import add_parser, run
 from dom0.image.paths import cache_dir, images_dir, resolve
@@ -83,7 +84,12 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     _tar(
         debs,
         "linux-image-6.1-amd64",
-        {"./boot/config-6.1-amd64": b"CONFIG", "./boot/vmlinuz-6.1-amd64": bzimage(elf()), "./lib/x": bytes(1 << 20)},
+        {
+            "./boot/config-6.1-amd64": b"CONFIG",
+            "./boot/vmlinuz-6.1-amd64": bzimage(elf()),
+            "./lib/modules/6.1-amd64/kernel/drivers/net/xen-netfront.ko": b"netfront",
+            "./lib/x": bytes(1 << 20),
+        },
     )
     _tar(debs, "busybox-static", {"./usr/bin/busybox": FAKE_BUSYBOX.encode()})
     monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
@@ -125,6 +131,45 @@ def test_second_run_asks_nobody(calls: Path) -> None:
     assert "download" not in calls.read_text(), "the newest is there already"
 
 
+def _as_of_another_version(name: str, how: str | None) -> Path:
+    """The image as one that knew another recipe for that file, or no recipes at all, has left it."""
+    directory = (images_dir() / "debian").resolve()
+    (directory / name).write_bytes(b"of old")
+    made = json.loads((directory / "recipe").read_text())
+    (directory / "recipe").write_text(json.dumps(made | {name: how}) if how else "")
+    return directory
+
+
+def test_an_old_initramfs_is_made_anew_without_asking_anybody(calls: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert xen_py("fetch", "debian") == 0
+    directory = _as_of_another_version("initramfs.gz", "another")
+    calls.unlink()
+    assert capsys.readouterr().err == ""
+    assert xen_py("fetch", "debian") == 0
+    assert "debian: initramfs.gz of another version of xen-py, made anew\n" in capsys.readouterr().err
+    assert b"/init: started" in gzip.decompress((directory / "initramfs.gz").read_bytes())
+    assert not calls.exists()
+    assert xen_py("fetch", "debian") == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("how", ["./lib/modules//kernel/fs/ext4/ext4.ko", None], ids=["other_modules", "no_recipe"])
+def test_old_modules_are_fetched_anew(calls: Path, capsys: pytest.CaptureFixture[str], how: str | None) -> None:
+    """As of a version that did not know of network cards yet, or did not write down what it knew."""
+    assert xen_py("fetch", "debian") == 0
+    directory = _as_of_another_version("modules.tar", how)
+    calls.unlink()
+    assert xen_py("fetch", "debian") == 0
+    assert "modules.tar" in capsys.readouterr().err
+    assert "download linux-image-6.1-amd64" in calls.read_text()
+    assert modules.unpack((directory / "modules.tar").read_bytes()) == {"xen-netfront": b"netfront"}
+    assert b"insmod /lib/modules/xen-netfront.ko" in gzip.decompress((directory / "initramfs.gz").read_bytes())
+    assert sorted(path.name for path in images_dir().iterdir()) == ["debian", "debian-1_6.1-1"]
+    calls.unlink()
+    assert xen_py("fetch", "debian") == 0
+    assert not calls.exists()
+
+
 def test_suite(calls: Path) -> None:
     assert xen_py("fetch", "debian", "--suite", "trixie") == 0
     assert (images_dir() / "debian-trixie" / "vmlinuz").exists()
@@ -137,7 +182,7 @@ def test_suite(calls: Path) -> None:
 
 def test_progress(calls: Path) -> None:
     steps: list[tuple[str, int, int]] = []
-    fetch.fetch_debian(lambda *step: steps.append(step))
+    fetch.fetch_debian(lambda *step: steps.append(step), print)
     assert ("Downloading linux-image-6.1-amd64", 37, 100) in steps
     assert ("Downloading busybox-static", 100, 100) in steps
 
@@ -155,17 +200,17 @@ def test_offline(calls: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 def test_download_fails(calls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NODEB", "1")
     with pytest.raises(ImageError, match=r"linux-image-6.1-amd64 1:6.1-1 cannot be downloaded: 404 Not Found"):
-        fetch.fetch_debian(lambda *step: None)
+        fetch.fetch_debian(lambda *step: None, print)
     assert list(images_dir().iterdir()) == []
 
 
 def test_package_without_a_kernel(calls: Path) -> None:
     _tar(calls.parent / "debs", "linux-image-6.1-amd64", {"./boot/other": b""})
     with pytest.raises(ImageError, match="holds no kernel boot/vmlinuz-6"):
-        fetch.fetch_debian(lambda *step: None)
+        fetch.fetch_debian(lambda *step: None, print)
     (calls.parent / "debs" / "linux-image-6.1-amd64").write_bytes(b"no archive" * 1000)
     with pytest.raises(ImageError, match="cannot be unpacked"):
-        fetch.fetch_debian(lambda *step: None)
+        fetch.fetch_debian(lambda *step: None, print)
     assert list(images_dir().iterdir()) == []
 
 

@@ -97,7 +97,8 @@ def test_warnings() -> None:
 
 
 @pytest.mark.parametrize(
-    "plain", [None, {"mac": "nonsense"}, {"devid": True}, {"devid": -1}, {"what": 1}, {"ip": "\n"}]
+    "plain",
+    [None, {"mac": "nonsense"}, {"devid": True}, {"devid": -1}, {"what": 1}, {"ip": "\n"}, {"colo": [1]}, {"mac": 1}],
 )
 def test_what_comes_over_the_socket_is_checked(plain: object) -> None:
     with pytest.raises(NicSyntaxError):

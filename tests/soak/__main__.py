@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import sys
 
-from tests.soak import blocks, boots, debian, drivers, forgeries, network, pairs, xenstore
+from tests.soak import blocks, boots, debian, drivers, forgeries, hostile, network, pairs, xenstore
 
-RUNS = (boots, pairs, drivers, debian, xenstore, network, forgeries, blocks)
+RUNS = (boots, pairs, drivers, debian, xenstore, network, forgeries, hostile, blocks)
 
 if __name__ == "__main__":
     sys.exit(next((status for run in RUNS if (status := run.main([]))), 0))

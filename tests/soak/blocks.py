@@ -4,9 +4,8 @@
     python -m tests.soak.blocks [--seconds 3600] [--kills 100]
 
 First a Debian guest checks four disks at once (raw and qcow2, with and without persistent grants) while programs are
-read from a fifth and run, further disks are attached, resized and detached, and the guest is paused. Then a guest
-writes numbered sectors, each flushed, and copies files on ext4, and the host is killed, again and again: each time
-every number that the guest had told is on the disk, and the file system mounts; at the end it is whole.
+read from a fifth and run, further disks are attached, resized and detached, and the guest is paused. Then hosts are
+killed at random moments of a guest's writing (`tests.soak.kills`). `--seconds 0` or `--kills 0` leaves one out.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import argparse
 import os
 import random
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -24,7 +22,8 @@ from pathlib import Path
 import native_build
 from dom0.image.paths import images_dir
 from tests.block import qemu
-from tests.block.linux import check_file_system, ext4_disk, run
+from tests.block.linux import ext4_disk, run
+from tests.soak.kills import run_kills
 from tests.soak.report import Report
 from tests.system.harness import BIN, Host, Session, fetch_debian, until
 
@@ -63,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.seconds:
             _integrity(report, ramdisk, options.seconds, random.Random(options.seed))
         if options.kills:
-            _crashes(report, ramdisk, options.kills, random.Random(options.seed))
+            run_kills(report, ramdisk, options.kills, random.Random(options.seed))
     return report.status
 
 
@@ -155,60 +154,6 @@ def _integrity(report: Report, ramdisk: Path, seconds: int, dice: random.Random)
     for form, path in disks.values():
         if form == "qcow2":
             qemu.img("check", "-q", path)
-
-
-def _crashes(report: Report, ramdisk: Path, kills: int, dice: random.Random) -> None:
-    folder = report.folder / "crashes"
-    folder.mkdir()
-    files = ext4_disk(folder / "files.img", "sh", megabytes=128)
-    numbers = folder / "numbers.img"
-    numbers.write_bytes(bytes(64 * 512))
-    told = 0
-    for kill in range(1, kills + 1):
-        place = folder / f"{kill}"
-        place.mkdir()
-        host = Host(place)
-        host.__enter__()
-        try:
-            _guest(host, "writer", ramdisk, f"{numbers},raw,xvda,rw", f"{files},raw,xvdb,rw")
-            until(lambda host=host: b"/ # " in host.log("writer"), "the prompt", PATIENCE)
-            with host.session("console", "writer") as console:
-                console.send(
-                    "mkdir /f; mount /dev/xvdb /f && echo mounted: ok; (while true; do n=$((n + 1)); "
-                    "cp /bin/busybox /f/copy$((n % 20)); sync; done) & block_verify journal /dev/xvda\n"
-                )
-                console.expect("^mounted: ok", PATIENCE)
-                console.expect(r"^journal found (\d+)", PATIENCE)
-                console.expect(r"^journal \d+", PATIENCE)
-                time.sleep(dice.uniform(0, 3))
-        finally:
-            os.kill(host.pid, signal.SIGKILL)
-        found = [int(n) for n in re.findall(rb"^journal (\d+)\r?$", host.log("writer"), re.MULTILINE)]
-        told = max([told, *found])
-        until(lambda host=host: not _alive(host.pid), "the host's end")
-        kept = _largest(numbers, told)
-        assert kept >= told, f"the guest was told that {told} is on the disk, and {kept} is"
-        if kill % 10 == 0 or kill == kills:
-            report.say(f"kill {kill} of {kills}: {told} told, {kept} on the disk")
-    run("e2fsck", "-p", str(files))
-    check_file_system(files)
-    report.say("the file system is whole")
-
-
-def _largest(path: Path, told: int) -> int:
-    """The largest number on the disk; all up to it that still have a place are there."""
-    data = path.read_bytes()
-    found = {int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), 512)}
-    missing = [n for n in range(max(1, told - 62), told + 1) if n not in found and n + 64 not in found]
-    assert not missing, f"numbers {missing} had been flushed and are not on the disk"
-    return max(found)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 if __name__ == "__main__":

@@ -229,7 +229,7 @@ class Host:
 
     def vm_process(self, name: str) -> int:
         """The process id of a guest's VM process."""
-        (pid,) = (pid for pid in self.processes() if _title(pid).startswith(f"xen-py: {name} ["))
+        (pid,) = (pid for pid in self.processes() if title(pid).startswith(f"xen-py: {name} ["))
         return pid
 
     def processes(self) -> list[int]:
@@ -258,7 +258,8 @@ def _quoted(text: str) -> str:
     return "'" + text + "'"
 
 
-def _title(pid: int) -> str:
+def title(pid: int) -> str:
+    """The command line of a process; empty where it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
