@@ -75,15 +75,18 @@ def main() -> int:
 def system(folder: Path, seconds: float) -> tuple[Path, Path]:
     """Debian's kernel, unpacked, and an initramfs that does the jobs on whichever disk it finds, and ends."""
     root = debian.unpacked(KERNEL)
-    (boot,) = (root / "boot").glob("vmlinuz-*")
+    boot = max((root / "boot").glob("vmlinuz-*"), key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)])
     release = boot.name.removeprefix("vmlinuz-")
     vmlinux = folder / "vmlinux"
     subprocess.run([BIN / "xen-py", "image", "vmlinux", boot, vmlinux], check=True)
+    folder_of_modules = root / "lib" / "modules" / release
+    built_in = (folder_of_modules / "modules.builtin").read_text()
     drivers = {}
     for place, names in DRIVERS.items():
         for name in names:
-            (file,) = (root / "lib" / "modules" / release / "kernel" / "drivers" / place).glob(f"{name}.ko*")
-            drivers[name] = file.read_bytes()
+            if f"/{name}.ko\n" not in built_in:
+                (file,) = (folder_of_modules / "kernel" / "drivers" / place).glob(f"{name}.ko*")
+                drivers[name] = file.read_bytes()
     jobs = folder / "block_jobs"
     flags = ("-target", "x86_64-linux-musl", "-static", "-O2", "-Wall", "-Wextra", "-Werror", "-fno-sanitize=undefined")
     native_build.zig_cc([*flags, HERE / "block_jobs.c"], jobs)

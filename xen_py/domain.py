@@ -88,7 +88,7 @@ class Domain:
         self._several = spec.vcpus > 1
         self.continuation: tuple[int, ...] | None = None
         self.access = GuestAccess(memory)
-        self.frames = FrameTable(spec.memory)
+        self.frames = FrameTable(memory)
         engine.map(spec.memory.mfn_base << 12, memory.own)
         self.space = HypervisorSpace(self.frames, memory, engine, spec.vcpus)
         self.pages = PageTables(self.frames, memory.words, self.space, engine.flush_tlb, self._frame_freed)

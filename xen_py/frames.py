@@ -15,7 +15,8 @@ from __future__ import annotations
 import mmap
 from typing import Any
 
-from xen_py.memory import MemoryGeometry
+from xen_py.memory import GuestMemory
+from xen_py.outside import OutsideWrites
 from xen_py.types import Errno, Mfn, XenError
 
 
@@ -49,8 +50,9 @@ class FrameFlag:
 class FrameTable:
     """Types and counts of all frames of one domain."""
 
-    def __init__(self, geometry: MemoryGeometry) -> None:
-        self.geometry = geometry
+    def __init__(self, memory: GuestMemory) -> None:
+        geometry = self.geometry = memory.geometry
+        self.outside = OutsideWrites(memory)
         self.base = geometry.mfn_base
         n = self.count = geometry.nr_frames
         self._store = mmap.mmap(-1, n * 16 + 8)
@@ -84,6 +86,7 @@ class FrameTable:
         self.refs[index] = 1
         self.type_counts[index] = 0
         self.types[index] = FrameType.NONE
+        self.outside.admit(index)
         self.tally[0] += 1
 
     def allocate_special(self, index: int) -> None:
@@ -108,6 +111,7 @@ class FrameTable:
         if left:
             return False
         self.flags[index] &= FrameFlag.CODE_SEEN
+        self.outside.turn_away(index)
         self.tally[0] -= 1
         self._lowest_free = min(self._lowest_free, index)
         return True
@@ -142,6 +146,17 @@ class FrameTable:
     def restore(self, state: dict[str, Any]) -> None:
         self._store[:] = state["store"]
         self._lowest_free = 0
+        for i in range(self.count):
+            if self._is_open(i):
+                self.outside.admit(i)
+            else:
+                self.outside.turn_away(i)
+
+    def _is_open(self, i: int) -> bool:
+        """Whether that frame may be written from outside: the domain's, and no table or descriptors."""
+        if not self.flags[i] & FrameFlag.ALLOCATED or self.flags[i] & FrameFlag.SPECIAL:
+            return False
+        return not self.type_counts[i] or self.types[i] == FrameType.WRITABLE
 
     def close(self) -> None:
         for view in (self.refs, self.type_counts, self.code_maps, self.types, self.flags, self.linear, self.tally):

@@ -40,6 +40,8 @@ SPECIAL_FRAMES = 1 + GRANT_FRAMES + SPARE_FRAMES
 MFN_BASE_STEP = 0x10000
 """`mfn_base` is a multiple of this (256 MiB), so that MFNs are easily told from PFNs by eye."""
 MFN_LIMIT = 1 << 28
+_MARKS = 6
+"""Bytes of marks for each frame."""
 
 _ffi = cffi.FFI()
 _ffi.cdef(
@@ -88,8 +90,8 @@ class MemoryGeometry:
 
     @property
     def file_size(self) -> int:
-        """The length of the memory file: the frames, then a byte for each of them (`GuestMemory.code_seen`)."""
-        return self.size + (-(-self.nr_frames >> PAGE_SHIFT) << PAGE_SHIFT)
+        """The length of the memory file: the frames, then marks of six bytes for each of them (`xen_py.outside`)."""
+        return self.size + (-(-_MARKS * self.nr_frames >> PAGE_SHIFT) << PAGE_SHIFT)
 
     @property
     def shared_info_mfn(self) -> Mfn:
@@ -141,6 +143,10 @@ class GuestMemory:
     code_seen: memoryview
     """A byte for each frame, not 0 where translated code may exist of it: who writes the frame from outside and finds
     0 afterwards need not say so. Only the domain's process writes here."""
+    barred: memoryview
+    """A byte for each frame, not 0 where nobody outside may write without asking. Only the domain's process does."""
+    writers: memoryview
+    """For each frame, how many outside are writing there now; format 'I'. Only the host writes here."""
     room: int
     """Frames of room there are behind the domain's own."""
 
@@ -156,7 +162,11 @@ class GuestMemory:
         self._start: Any = _ffi.gc(_ffi.cast("char *", address), lambda start: _libc.munmap(start, whole))
         _mapped(_libc.mmap(self._start, geometry.size, _READ_WRITE, mmap.MAP_SHARED | _MAP_FIXED, fd, 0))
         self._marks = mmap.mmap(fd, geometry.file_size - geometry.size, offset=geometry.size)
-        self.code_seen = memoryview(self._marks)[: geometry.nr_frames]
+        frames = geometry.nr_frames
+        with memoryview(self._marks) as marks:
+            self.writers = marks[: 4 * frames].cast("I")
+            self.code_seen = marks[4 * frames : 5 * frames]
+            self.barred = marks[5 * frames : 6 * frames]
         self.fd = fd
         self.bytes = memoryview(_ffi.buffer(self._start, whole))
         self.words = self.bytes.cast("Q")
@@ -230,7 +240,7 @@ class GuestMemory:
         os.close(self.fd)
         self.fd = -1
         self._start = None
-        for held in (self.words, self.bytes, self.code_seen):
+        for held in (self.words, self.bytes, self.writers, self.code_seen, self.barred):
             with suppress(BufferError):
                 held.release()
         with suppress(BufferError):

@@ -106,9 +106,11 @@ class PageTables:
         f = self.frames
         left = f.type_counts[i] - 1
         f.type_counts[i] = left
-        if left == 0 and FrameType.L1 <= f.types[i] <= FrameType.L4:
+        if left == 0 and FrameType.L1 <= f.types[i] <= FrameType.SEGDESC:
             f.flags[i] &= ~FrameFlag.VALIDATED
-            self._drop_entries(i, f.types[i])
+            if f.types[i] != FrameType.SEGDESC:
+                self._drop_entries(i, f.types[i])
+            f.outside.admit(i)
 
     def get_page_and_type(self, mfn: int, kind: int) -> int:
         i = self.get_page(mfn)
@@ -130,10 +132,15 @@ class PageTables:
             return
         if self.frames.flags[i] & FrameFlag.SPECIAL:
             raise XenError(Errno.EINVAL, f"MFN {self.frames.mfn(i):#x} is shared with the hypervisor")
-        if kind == FrameType.SEGDESC:
-            check_page(self.words[i * 512 : i * 512 + 512])
-            return
-        self._validate_table(i, kind)
+        self.frames.outside.bar(i)
+        try:
+            if kind == FrameType.SEGDESC:
+                check_page(self.words[i * 512 : i * 512 + 512])
+            else:
+                self._validate_table(i, kind)
+        except XenError:
+            self.frames.outside.admit(i)
+            raise
 
     def _validate_table(self, i: int, level: int) -> None:
         words = self.words

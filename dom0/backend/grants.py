@@ -7,8 +7,8 @@ A backend names grant references and gets the frames behind them, all of a ring'
     ... use frame.data ...
     await grants.unpin(frames)
 
-The domain's own thread checks and marks the entries (`xen_py.grants`); nothing is accessed without a pin, and a pinned
-frame is neither freed nor used again while the backend works on it. Frames that a backend has written are named to
+The domain's own thread checks and marks the entries (`xen_py.grants`), and a pinned frame is neither freed nor used
+again while the backend works on it. Frames that a backend has written are named to
 the domain before the guest hears of it, because code may have been translated from them: `unpin` does that, and
 `announce` for frames that stay pinned. `PersistentPins` keeps pins from one request to the next.
 
@@ -35,7 +35,8 @@ from xen_py.memory import GRANT_FRAMES, GuestMemory
 from xen_py.trace import Tracer
 from xen_py.types import PAGE_SHIFT, PAGE_SIZE, DomId, GrantRef
 
-_MOST_ENTRIES = GRANT_FRAMES * ENTRIES_PER_FRAME
+MOST_ENTRIES = GRANT_FRAMES * ENTRIES_PER_FRAME
+"""What a grant table may have; those that a guest has not set up are zero."""
 _READABLE = GRANT_TYPE_MASK | 0xFFFF << 16
 """Of an entry: its kind, and to whom."""
 _MARKS = int(GrantFlag.READING | GrantFlag.WRITING)
@@ -176,8 +177,8 @@ class GuestGrants:
 
     def _copied(self, ref: GrantRef, offset: int, length: int) -> bytes | GrantStatus:
         memory = self.memory
-        if offset < 0 or length < 0 or offset + length > PAGE_SIZE or not 0 <= ref < _MOST_ENTRIES:
-            return GrantStatus.BAD_GNTREF if not 0 <= ref < _MOST_ENTRIES else GrantStatus.BAD_COPY_ARG
+        if offset < 0 or length < 0 or offset + length > PAGE_SIZE or not 0 <= ref < MOST_ENTRIES:
+            return GrantStatus.BAD_GNTREF if not 0 <= ref < MOST_ENTRIES else GrantStatus.BAD_COPY_ARG
         place = self._table + ref
         word = memory.words[place]
         if word & _READABLE != GrantFlag.PERMIT_ACCESS:  # to domain 0, in the bits above
@@ -273,7 +274,6 @@ class PersistentPins:
     _kept: OrderedDict[tuple[GrantRef, bool], _Kept] = field(default_factory=OrderedDict)
     _turn: trio.Lock = field(default_factory=trio.Lock)
     _hits: Counter[str] = field(default_factory=Counter)
-    _changed: bool = False
 
     async def use(self, wants: Sequence[tuple[GrantRef, bool]]) -> list[PinnedFrame | GrantStatus]:
         """As `GuestGrants.pin`; `done` gives them back. The same grant may be in use several times."""
@@ -297,7 +297,6 @@ class PersistentPins:
                     continue
                 if answer is not None:
                     self._kept.setdefault(want, _Kept(answer)).uses += 1
-                    self._changed = True
                 self._hits["reused" if answer is None else "new"] += 1
                 self._kept.move_to_end(want)
                 found.append(self._kept[want].frame)
@@ -314,15 +313,7 @@ class PersistentPins:
         idle = [want for want, kept in self._kept.items() if not kept.uses]
         surplus = idle[: max(0, len(idle) - self.limit)]
         if surplus:
-            self._changed = True
             await self.grants.unpin([self._kept.pop(want).frame for want in surplus])
-
-    def known(self) -> dict[GrantRef, int] | None:
-        """Frame indices of all writable pins by reference; None where they are as at the last call."""
-        if not self._changed:
-            return None
-        self._changed = False
-        return {ref: kept.frame.index for (ref, readonly), kept in self._kept.items() if not readonly}
 
     async def close(self) -> None:
         """Unpin all; no request uses any."""

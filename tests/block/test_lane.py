@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -18,9 +20,13 @@ from dom0.backend.block.lane import Lane
 from dom0.backend.block.requests import RingServer
 from dom0.backend.grants import PinnedFrame
 from tests.block.guests import image
-from xen_py.abi.grant_table import GrantStatus
+from tests.core import reference
+from tests.core.machine import FREE, L4, NX, RW_FLAGS, SYSCALL, VA, Machine, build_machine
+from xen_py.abi.grant_table import GrantFlag, GrantStatus
+from xen_py.abi.xen import Hypercall
 from xen_py.doorbell import Doorbell
 from xen_py.drive.queue import BackQueue
+from xen_py.engine import ExitKind, R
 from xen_py.io import blkif
 from xen_py.io.blkif import IndirectRequest, Operation, Request, Response, Segment, Status, pack_segments
 from xen_py.io.ring import BackRing, FrontRing, RingBroken
@@ -31,45 +37,54 @@ SECTORS = 2048
 PAGES = 128
 DATA = 16
 """The first page that is not a ring's; its number is its grant reference."""
+SAFE = 40
+"""One of those, which nothing else is done with."""
 PORT = Port(77)
+PIN_L1, UNPIN = 0, 4
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    made = build_machine()
+    yield made
+    made.close()
 
 
 class Kept:
-    """Frames of the memory by their page numbers, all of them known from the start."""
+    """Frames of the memory by their page numbers, for what is not the lane's."""
 
     def __init__(self, memory: GuestMemory) -> None:
         self.frames = {
             GrantRef(n): PinnedFrame(GrantRef(n), False, n, memory.bytes[n * PAGE_SIZE : (n + 1) * PAGE_SIZE])
-            for n in range(DATA, PAGES)
+            for n in range(DATA, memory.geometry.max_pages)
         }
         self.announced: list[int] = []
-        self._fresh = True
+        self.tell: Callable[[int], None] = self.announced.append
 
     async def use(self, wants: Sequence[tuple[GrantRef, bool]]) -> list[PinnedFrame | GrantStatus]:
         return [self.frames.get(ref, GrantStatus.BAD_GNTREF) for ref, _ in wants]
 
     async def done(self, frames: Iterable[PinnedFrame]) -> None:
-        self.announced += [frame.index for frame in frames if frame.written]
-
-    def known(self) -> dict[GrantRef, int] | None:
-        if not self._fresh:
-            return None
-        self._fresh = False
-        return {ref: frame.index for ref, frame in self.frames.items()}
+        for frame in frames:
+            if frame.written:
+                self.tell(frame.index)
 
 
 class Bench:
     """A frontend's half, its memory, and what serves it."""
 
-    def __init__(self, path: Path, ring_pages: int, readonly: bool) -> None:
-        geometry = MemoryGeometry.for_domain(PAGES)
-        self.memory = GuestMemory.create(geometry)
+    def __init__(
+        self, path: Path, ring_pages: int = 1, readonly: bool = False, memory: GuestMemory | None = None, ring: int = 0
+    ) -> None:
+        self.memory = memory or GuestMemory.create(MemoryGeometry.for_domain(PAGES))
+        for number in range(DATA, self.memory.geometry.max_pages):
+            self.grant(number)
         self.path = path
         self.disk = RawDisk(str(path), readonly)
         self.doorbell = Doorbell.create()
-        pages = [self.page(n) for n in range(ring_pages)]
-        self.front = FrontRing(blkif.RING, pages)
-        self.queue = BackQueue(BackRing(blkif.RING, [self.page(n) for n in range(ring_pages)]), self._notify)
+        ring_range = range(ring, ring + ring_pages)
+        self.front = FrontRing(blkif.RING, [self.page(n) for n in ring_range])
+        self.queue = BackQueue(BackRing(blkif.RING, [self.page(n) for n in ring_range]), self._notify)
         ours = Doorbell(*map(os.dup, self.doorbell.fds))
         self.lane = Lane(self.queue, self.memory, self.disk, ours, PORT, self._route)
         self.eventfd: int | None = None
@@ -90,6 +105,12 @@ class Bench:
     async def _route(self, port: Port, eventfd: int | None) -> None:
         assert port == PORT
         self.eventfd = eventfd
+
+    def grant(self, ref: int, page: int | None = None, flags: int = GrantFlag.PERMIT_ACCESS, domid: int = 0) -> None:
+        """Put an entry into the grant table; the page of that number where none is named."""
+        geometry = self.memory.geometry
+        mfn = geometry.mfn_base + (ref if page is None else page)
+        self.memory.words[geometry.index(geometry.grant_mfn(0)) * 512 + ref] = mfn << 32 | domid << 16 | flags
 
     def page(self, number: int) -> memoryview:
         return self.memory.bytes[number * PAGE_SIZE : (number + 1) * PAGE_SIZE]
@@ -141,12 +162,12 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(path: Path, ring_pages: int = 1, readonly: bool = False) -> AsyncIterator[Bench]:
-    there = Bench(path, ring_pages, readonly)
+async def bench(path: Path, **how: Any) -> AsyncIterator[Bench]:
+    there = Bench(path, **how)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(there.server.serve)
-            assert await there.one(Operation.READ, 0, whole([DATA])) == Status.OKAY
+            assert await there.one(Operation.READ, 0, whole([SAFE])) == Status.OKAY
             await there.lent()  # the first request was Python's
             yield there
             there.queue.stop()
@@ -167,7 +188,7 @@ async def test_random_requests_as_a_model_has_them(tmp_path: Path, ring_pages: i
     path = image(tmp_path / "disk", SECTORS)
     model = bytearray(path.read_bytes())
     dice = random.Random(ring_pages)
-    async with bench(path, ring_pages) as b:
+    async with bench(path, ring_pages=ring_pages) as b:
         for _ in range(120):
             free = list(range(DATA, PAGES))
             dice.shuffle(free)
@@ -238,6 +259,125 @@ async def test_what_is_wrong_is_left_to_python(
     assert path.read_bytes() == before
 
 
+GRANT = 200
+"""A reference that Python, for which it is none, answers with an error."""
+BAD_ENTRIES = [
+    ("nothing", {"flags": 0}, False),
+    ("for another domain", {"domid": 3}, False),
+    ("read-only", {"flags": GrantFlag.PERMIT_ACCESS | GrantFlag.READONLY}, True),
+    ("a transfer", {"flags": GrantFlag.ACCEPT_TRANSFER}, False),
+    ("a part of a page", {"flags": GrantFlag.PERMIT_ACCESS | GrantFlag.SUB_PAGE}, False),
+    ("shared_info", {"page": PAGES}, False),
+    ("the grant table", {"page": PAGES + 1}, False),
+    ("below all frames", {"page": -1}, False),
+    ("behind all frames", {"page": 1 << 24}, False),
+    ("a frame that is barred", {"page": DATA + 1}, True),
+]
+
+
+@pytest.mark.parametrize(("entry", "written"), [row[1:] for row in BAD_ENTRIES], ids=[row[0] for row in BAD_ENTRIES])
+async def test_entries_that_do_not_grant_it(tmp_path: Path, entry: dict[str, int], written: bool) -> None:
+    """Such a frame is not written; it is written out only where nothing but its being written is forbidden."""
+    path = image(tmp_path / "disk", SECTORS)
+    async with bench(path) as b:
+        b.memory.barred[DATA + 1] = 1
+        b.grant(GRANT, **({"page": DATA + 2} | entry))
+        before, disk = bytes(b.memory.bytes[PAGE_SIZE:]), path.read_bytes()
+        assert await b.one(Operation.READ, 16, whole([GRANT])) == Status.ERROR
+        assert bytes(b.memory.bytes[PAGE_SIZE:]) == before
+        await b.lent()
+        b.page(DATA + 1)[:] = b.page(DATA + 2)[:] = bytes([7]) * PAGE_SIZE
+        assert await b.one(Operation.WRITE, 16, whole([GRANT])) == (Status.OKAY if written else Status.ERROR)
+        assert (path.read_bytes() != disk) is written
+        assert not any(b.memory.writers)
+
+
+async def test_an_entry_that_changes_all_the_time(tmp_path: Path) -> None:
+    """It names, in turn, a frame that may be written, one that is barred, and nothing."""
+    async with bench(image(tmp_path / "disk", SECTORS)) as b:
+        barred = DATA + 1
+        b.memory.barred[barred] = 1
+        over = threading.Event()
+
+        def change() -> None:
+            while not over.is_set():
+                b.grant(GRANT, DATA)
+                b.grant(GRANT, barred)
+                b.grant(GRANT, DATA, flags=0)
+
+        thread = threading.Thread(target=change)
+        thread.start()
+        try:
+            for _ in range(300):
+                await b.lent()
+                await b.one(Operation.READ, 8, whole([GRANT] * 4))
+        finally:
+            over.set()
+            thread.join()
+        assert bytes(b.page(barred)) == bytes(PAGE_SIZE)
+        assert not any(b.memory.writers)
+
+
+async def test_nothing_is_read_into_a_page_table(tmp_path: Path, machine: Machine) -> None:
+    """A guest makes a frame a table, and a table a frame, while a disk that is full of evil entries is read into it."""
+    evil = machine.entry(L4, RW_FLAGS)
+    path = tmp_path / "disk"
+    path.write_bytes(evil.to_bytes(8, "little") * (SECTORS * 64))
+    table, dice = FREE + 8, random.Random(8)
+    machine.read_only(table)
+    words = machine.words(table)
+    async with bench(path, memory=machine.memory, ring=FREE) as b:
+        del b.frames.frames[GrantRef(table)]
+        for _ in range(400):
+            await b.lent()
+            words[:] = memoryview(bytes(PAGE_SIZE)).cast("Q")
+            for _ in range(count := dice.randint(1, 4)):
+                b.put(Operation.READ, 0, whole([table] * dice.randint(1, 11)))
+            early = dice.random() < 0.8
+            if early:
+                b.push()
+            for _ in range(dice.randrange(200)):
+                pass
+            made = machine.mmuext(PIN_L1, machine.mfn(table)) == 0
+            assert made or early
+            if not early:
+                b.push()
+            if made:
+                for _ in range(20):
+                    assert evil not in words.tolist(), "a page table was written from outside"
+                await b.responses(count)
+                assert evil not in words.tolist()
+                assert machine.mmuext(UNPIN, machine.mfn(table)) == 0
+            else:
+                await b.responses(count)
+        reference.check(machine.domain)
+        assert b.lane.statistics()["given_back"]
+
+
+async def test_programs_read_from_a_disk_are_those_that_run(tmp_path: Path, machine: Machine) -> None:
+    """Executable all the time, before, or afterwards: what was translated of the frame before is gone."""
+    path = tmp_path / "disk"
+    path.write_bytes(b"".join((b"\xb8" + n.to_bytes(4, "little") + SYSCALL).ljust(512, b"\0") for n in range(SECTORS)))
+    page, dice = FREE + 8, random.Random(9)
+
+    def map_with(flags: int) -> None:
+        assert machine.call(Hypercall.UPDATE_VA_MAPPING, VA(page), machine.entry(page, flags), 2) == 0
+
+    async with bench(path, memory=machine.memory, ring=FREE) as b:
+        b.frames.tell = machine.domain.space.written_from_outside
+        for n in range(1, 200):
+            if dice.random() < 0.6:
+                map_with(RW_FLAGS)
+            for sector in (n + 1, n)[dice.randrange(2) :]:  # the first makes it a frame like any other again
+                await b.lent()
+                assert await b.one(Operation.READ, sector, [Segment(page, 0, 0)]) == Status.OKAY
+            map_with(RW_FLAGS & ~NX)
+            machine.regs[R.RIP] = VA(page)
+            assert machine.exit() == ExitKind.SYSCALL
+            assert machine.regs[R.RAX] == n
+        assert b.lane.statistics()["requests"] > 20 < b.lane.statistics()["given_back"]
+
+
 async def test_a_disk_that_is_read_only_and_one_that_shrinks(tmp_path: Path) -> None:
     path = image(tmp_path / "disk", SECTORS)
     async with bench(path, readonly=True) as b:
@@ -272,9 +412,8 @@ async def test_random_slots_reach_nothing_but_known_frames_and_the_disk(tmp_path
     async with bench(path) as b:
         for page in range(DATA + 8, PAGES):
             del b.frames.frames[GrantRef(page)]
+            b.grant(page, flags=0)
             b.page(page)[:] = bytes([page]) * PAGE_SIZE
-        b.frames._fresh = True
-        assert await b.one(9) == Status.EOPNOTSUPP
         await b.lent()
         for _ in range(1500):
             await b.lent()

@@ -78,5 +78,8 @@ def check(d: Domain) -> None:
         assert allocated == bool(refs[i])
         if types[i]:
             assert f.flags[i] & FrameFlag.VALIDATED
+        table = bool(types[i]) and FrameType.L1 <= f.types[i] <= FrameType.SEGDESC
+        special = bool(f.flags[i] & FrameFlag.SPECIAL)
+        assert d.memory.barred[i] == (table or special or not allocated), f"frame {i} is open to the outside, or not"
     ram = sum(bool(f.flags[i] & FrameFlag.ALLOCATED) for i in range(f.geometry.max_pages))
     assert f.allocated == ram

@@ -12,7 +12,7 @@ from tests.core import reference
 from tests.core.machine import DATA, FREE, MAX_PAGES, PAGES, RW_FLAGS, VA, Machine
 from xen_py.abi.xen import DOMID_SELF, INVALID_M2P_ENTRY, Hypercall
 from xen_py.frames import FrameTable
-from xen_py.memory import MemoryGeometry
+from xen_py.memory import GuestMemory, MemoryGeometry
 from xen_py.types import Errno, XenError
 
 INCREASE, DECREASE, POPULATE = 0, 1, 6
@@ -106,7 +106,7 @@ def test_continuations(machine: Machine) -> None:
 
 
 def test_frame_table_by_itself() -> None:
-    table = FrameTable(MemoryGeometry.for_domain(2000))
+    table = FrameTable(GuestMemory.create(MemoryGeometry.for_domain(2000)))
     for n in range(2000):
         assert table.find_free(1) == n
         table.allocate(n)
@@ -118,7 +118,7 @@ def test_frame_table_by_itself() -> None:
     table.allocate(5)
     assert [table.find_free(n) for n in (1, 2, 3)] == [6, 8, 8]
     state = msgpack.unpackb(msgpack.packb(table.save()))
-    again = FrameTable(MemoryGeometry.for_domain(2000))
+    again = FrameTable(GuestMemory.create(MemoryGeometry.for_domain(2000)))
     again.restore(state)
     assert again.save() == table.save()
     assert again.allocated == 1996

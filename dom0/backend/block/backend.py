@@ -47,9 +47,6 @@ class PinnedAnew:
         self.use = grants.pin
         self.done = grants.unpin
 
-    def known(self) -> None:
-        """Nothing is kept."""
-
 
 class BlockBackend(Backend):
     """See the module."""
@@ -134,7 +131,7 @@ class BlockBackend(Backend):
             discard=self._discard,
             writable_pins=self._persistent,
             counts=self._requests,
-            lane=(lane := self._lane_for(queue) if self._persistent else None),
+            lane=(lane := self._lane_for(queue)),
         )
         try:
             await server.serve()

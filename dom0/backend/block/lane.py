@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A ring's fast lane: plain reads and writes of known frames, served by a native thread (engine/native/blocks.c).
+"""A ring's fast lane: plain reads and writes of granted frames, served by a native thread (engine/native/blocks.c).
 
 The guest's events go to the lane's thread directly. The ring belongs to the trio thread or to the lane's. `RingServer`
 lends it whenever nothing is under way; the lane gives it back, with a call, at the first request that it leaves to
-Python, or when it is wanted. While it is lent nobody here touches the ring or the table of known frames. What the lane
-does is what `dom0.backend.block.requests` would do, and that is what does it wherever there is no lane: for frontends
-without persistent grants, for disks that are not plain files, in seeded machines, while a trace looks at the ring.
+Python, or when it is wanted. While it is lent nobody here touches the ring. The lane pins nothing: it looks grants up
+in the guest's memory, by the rules of `xen_py.outside`, and keeps none from one request to the next. What it does is
+what `dom0.backend.block.requests` would do, and that is what does it wherever there is no lane: for disks that are not
+plain files, in seeded machines, while a trace looks at the ring.
 
 Owner: the trio thread, but for the thread in `blocks.c`.
 """
@@ -13,19 +14,19 @@ Owner: the trio thread, but for the thread in `blocks.c`.
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
 import trio
 
 from dom0.backend.block.image import RawDisk
-from dom0.backend.grants import GuestGone
+from dom0.backend.grants import MOST_ENTRIES, GuestGone
 from xen_py.doorbell import Doorbell, open_native
 from xen_py.drive.queue import BackQueue
 from xen_py.io.blkif import SECTOR_SIZE
 from xen_py.memory import GuestMemory
-from xen_py.types import GrantRef, Port
+from xen_py.types import PAGE_SIZE, Port
 
 MOST_PAGES = 16
 
@@ -37,14 +38,20 @@ _ffi, _native = open_native("""
         uint64_t sectors;
         uint64_t requests, bytes_read, bytes_written, given_back;
     };
-    struct xenpy_blocks *xenpy_blocks_open(uint8_t **pages, uint32_t page_count, uint32_t slots, uint8_t *memory,
-        const uint8_t *code_seen, int fd, uint32_t unit, int readonly, int read_flags, int wake_fd, int call_fd,
-        void *bell, int bell_fd, uint32_t port);
+    struct xenpy_frames {
+        uint8_t *memory;
+        uint32_t *writers;
+        const uint8_t *code_seen, *barred;
+        const uint64_t *grants;
+        uint32_t grant_count, mfn_base, count;
+    };
+    struct xenpy_blocks *xenpy_blocks_open(uint8_t **pages, uint32_t page_count, uint32_t slots,
+        const struct xenpy_frames *frames, int fd, uint32_t unit, int readonly, int read_flags, int wake_fd,
+        int call_fd, void *bell, int bell_fd, uint32_t port);
     void xenpy_blocks_lend(struct xenpy_blocks *b, uint32_t consumed, uint32_t produced);
     void xenpy_blocks_want(struct xenpy_blocks *b);
     int xenpy_blocks_lent(const struct xenpy_blocks *b);
     void xenpy_blocks_size(struct xenpy_blocks *b, uint64_t sectors);
-    int xenpy_blocks_know(struct xenpy_blocks *b, const uint32_t *refs, const uint32_t *indices, uint32_t count);
     void xenpy_blocks_close(struct xenpy_blocks *b);
 """)
 
@@ -69,13 +76,10 @@ class Lane:
         self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC)
         self._call_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._held = [_ffi.from_buffer("uint8_t[]", page) for page in queue.ring.pages]
-        memory_bytes = _ffi.from_buffer("uint8_t[]", memory.own)
-        code_seen = _ffi.from_buffer("uint8_t[]", memory.code_seen)
-        self._held += [memory_bytes, code_seen]
-        pages = _ffi.new("uint8_t *[]", self._held[: len(queue.ring.pages)])
+        pages = _ffi.new("uint8_t *[]", self._held)
         bell = doorbell.inbox
         self._lane = _native.xenpy_blocks_open(
-            *(pages, len(pages), queue.ring.slots, memory_bytes, code_seen),
+            *(pages, len(pages), queue.ring.slots, self._frames(memory)),
             *(disk.fd, disk.sector_size // SECTOR_SIZE, disk.readonly, disk.nowait()),
             *(self.wake_fd, self._call_fd, bell.address, bell.eventfd, port),
         )
@@ -86,12 +90,18 @@ class Lane:
         queue.wake = lambda: os.eventfd_write(self.wake_fd, 1)
         self._back = trio.lowlevel.ParkingLot()
 
-    def lend(self, known: Mapping[GrantRef, int] | None, sectors: int) -> None:
-        """Let the lane have the ring; `known` are the frames it may use, where they have changed."""
-        if known is not None:
-            refs = _ffi.new("uint32_t[]", list(known))
-            if not _native.xenpy_blocks_know(self._lane, refs, _ffi.new("uint32_t[]", list(known.values())), len(refs)):
-                return
+    def _frames(self, memory: GuestMemory) -> Any:
+        """What the thread needs to reach the guest's frames; the bytes are held until `close`."""
+        geometry = memory.geometry
+        views = (memory.own, memory.writers.cast("B"), memory.code_seen, memory.barred)
+        held = bytes_, writers, code_seen, barred = [_ffi.from_buffer("uint8_t[]", view) for view in views]
+        self._held += held
+        grants = bytes_ + geometry.index(geometry.grant_mfn(0)) * PAGE_SIZE
+        frames = (bytes_, _ffi.cast("uint32_t *", writers), code_seen, barred, _ffi.cast("uint64_t *", grants))
+        return _ffi.new("struct xenpy_frames *", (*frames, MOST_ENTRIES, geometry.mfn_base, geometry.max_pages))
+
+    def lend(self, sectors: int) -> None:
+        """Let the lane have the ring."""
         self.resize(sectors)
         self._queue.lent = True
         _native.xenpy_blocks_lend(self._lane, *self._queue.ring.positions())

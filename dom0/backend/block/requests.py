@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -60,9 +60,6 @@ class Frames(Protocol):
     async def use(self, wants: Sequence[tuple[GrantRef, bool]]) -> list[PinnedFrame | GrantStatus]: ...
 
     async def done(self, frames: Iterable[PinnedFrame]) -> None: ...
-
-    def known(self) -> Mapping[GrantRef, int] | None:
-        """Frame indices of all that is kept, writable, by reference; None: as at the last call."""
 
 
 class Refused(Exception):
@@ -161,7 +158,7 @@ class RingServer:
             return
         if not queue.stopped:
             queue.flush()
-            self._lane.lend(self._frames.known(), self._disk.sectors)
+            self._lane.lend(self._disk.sectors)
 
     async def _visit(self, batch: list[Request | DiscardRequest | IndirectRequest]) -> None:
         jobs: list[_Job] = []

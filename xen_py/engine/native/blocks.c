@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //
-// A block ring served by a thread of its own, without Python: plain reads and writes of frames that are pinned already.
+// A block ring served by a thread of its own, without Python: plain reads and writes of granted frames.
 //
 // A ring belongs to one side at a time, the host's trio thread or this one; `lent` says to whom, and goes over with its
 // positions (dom0/backend/block/lane.py). This side takes requests in their order and answers each at once. It does
-// only what needs nobody: segments in frames it knows, data that the page cache has or takes. At the first request that
-// is anything else - a flush, an unknown grant, a frame that may hold translated code, whatever is wrong - it gives the
-// ring back with that request still on it, and Python, which is the reference, does it all over: repeating a read or
-// a write is harmless. Requests are copied once and then checked; the frontend may change the ring at any time.
+// only what needs nobody: segments in frames that are granted and may be written from outside (outside.h), data that
+// the page cache has or takes. At the first request that is anything else - a flush, a bad grant, a frame that may hold
+// translated code, whatever is wrong - it gives the ring back with that request still on it, and Python, which is the
+// reference, does it all over: repeating a read or a write is harmless. Requests, indirect pages and grant entries are
+// copied once and then checked; the frontend may change them at any time.
 //
-// Frames become known and unknown, and the object goes, only while the ring is Python's. Layouts: blkif.h, ring.h.
+// The object goes only while the ring is Python's. Layouts: blkif.h, ring.h, grant_table.h.
 
 #define _GNU_SOURCE
+#include "outside.h"
+
 #include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -30,14 +33,9 @@
 #define AT_ONCE 32 // requests between two looks at whether the frontend or the host wants something
 
 enum { OP_READ = 0, OP_WRITE = 1, OP_INDIRECT = 6 };
-enum { NOBODY = UINT32_MAX };
 
 int xenpy_bell_ring(void *bell, uint32_t port);
 void xenpy_fence_all(void);
-
-struct known {
-    uint32_t ref, index; // index NOBODY: free
-};
 
 struct xenpy_blocks {
     // who has the ring; changed with release, looked at with acquire
@@ -49,16 +47,13 @@ struct xenpy_blocks {
     // fixed
     uint8_t *pages[MOST_PAGES];
     uint32_t slots, unit;
-    uint8_t *memory;
-    const uint8_t *code_seen;
+    struct xenpy_frames frames;
     int fd, wake_fd, call_fd, bell_fd;
     int read_flags;
     bool readonly;
     void *bell;
     uint32_t port;
     pthread_t thread;
-    struct known *known;
-    uint32_t room; // of `known`: a power of two, at most half full
 };
 
 struct segment {
@@ -92,95 +87,118 @@ static void put_response(struct xenpy_blocks *b, const uint8_t *response, size_t
     }
 }
 
-static uint32_t slot_of(uint32_t ref, uint32_t room) { return (ref * 2654435761u) & (room - 1); }
+// What a request is about, checked as far as it can be without the frames.
+struct work {
+    bool read;
+    uint64_t sector, total; // in sectors of 512 bytes
+    uint32_t count;
+    struct segment segments[MOST_SEGMENTS];
+    struct xenpy_granted granted[MOST_SEGMENTS];
+    struct iovec pieces[MOST_SEGMENTS];
+};
 
-static uint8_t *frame(const struct xenpy_blocks *b, uint32_t ref, uint32_t *index)
+// The segments of an indirect request, copied out of its page; all that are allowed fit into one.
+static bool copy_segments(const struct xenpy_frames *f, uint32_t ref, struct work *w)
 {
-    if (!b->room)
-        return NULL;
-    for (uint32_t n = slot_of(ref, b->room);; n = (n + 1) & (b->room - 1)) {
-        if (b->known[n].index == NOBODY)
-            return NULL;
-        if (b->known[n].ref == ref) {
-            *index = b->known[n].index;
-            return b->memory + (uint64_t)*index * PAGE;
-        }
-    }
+    struct xenpy_granted page;
+
+    if (!xenpy_look_up(f, ref, false, &page))
+        return false;
+    memcpy(w->segments, xenpy_bytes(f, page.index), w->count * sizeof *w->segments);
+    return xenpy_still_granted(f, &page);
 }
 
-// One request, done and answered; false: Python is to do it.
-static bool serve(struct xenpy_blocks *b, const uint8_t *slot)
+static bool understand(struct xenpy_blocks *b, const uint8_t *slot, struct work *w)
 {
-    struct segment segments[MOST_SEGMENTS];
-    struct iovec pieces[MOST_SEGMENTS];
-    uint32_t indices[MOST_SEGMENTS], count, index;
-    uint64_t sector, total = 0, moved = 0;
     uint8_t operation = slot[0];
-    uint8_t response[16] = {0};
 
-    memcpy(response, slot + 8, 8);
-    memcpy(&sector, slot + 16, 8);
+    memcpy(&w->sector, slot + 16, 8);
     if (operation == OP_INDIRECT) {
-        uint16_t n;
-        memcpy(&n, slot + 2, 2);
-        count = n;
-        operation = slot[1];
-        if (!count || count > MOST_SEGMENTS)
-            return false;
+        uint16_t count;
         uint32_t ref;
+        memcpy(&count, slot + 2, 2);
         memcpy(&ref, slot + 28, 4);
-        uint8_t *page = frame(b, ref, &index); // MOST_SEGMENTS fit into one
-        if (!page)
+        operation = slot[1];
+        w->count = count;
+        if (!count || count > MOST_SEGMENTS || !copy_segments(&b->frames, ref, w))
             return false;
-        memcpy(segments, page, count * sizeof *segments);
     } else {
-        count = slot[1];
-        if (!count || count > PLAIN_SEGMENTS)
+        w->count = slot[1];
+        if (!w->count || w->count > PLAIN_SEGMENTS)
             return false;
-        memcpy(segments, slot + 24, count * sizeof *segments);
+        memcpy(w->segments, slot + 24, w->count * sizeof *w->segments);
     }
     if ((operation != OP_READ && operation != OP_WRITE) || (operation == OP_WRITE && b->readonly))
         return false;
-    for (uint32_t n = 0; n < count; n++) {
-        const struct segment *s = &segments[n];
+    w->read = operation == OP_READ;
+    w->total = 0;
+    for (uint32_t n = 0; n < w->count; n++) {
+        const struct segment *s = &w->segments[n];
         if (s->first > s->last || s->last >= PAGE / 512)
             return false;
-        uint8_t *data = frame(b, s->ref, &indices[n]);
-        if (!data || (operation == OP_READ && b->code_seen[indices[n]]))
+        if (!xenpy_look_up(&b->frames, s->ref, w->read, &w->granted[n]))
             return false;
-        pieces[n].iov_base = data + s->first * 512;
-        pieces[n].iov_len = (size_t)(s->last - s->first + 1) * 512;
-        total += s->last - s->first + 1;
+        w->pieces[n].iov_base = xenpy_bytes(&b->frames, w->granted[n].index) + s->first * 512;
+        w->pieces[n].iov_len = (size_t)(s->last - s->first + 1) * 512;
+        w->total += s->last - s->first + 1;
     }
     uint64_t sectors = __atomic_load_n(&b->sectors, __ATOMIC_RELAXED);
-    if (sector > sectors || total > sectors - sector || sector % b->unit || total % b->unit)
-        return false;
-    // pieces that adjoin in memory are one for the kernel
-    uint32_t many = 0;
+    return w->sector <= sectors && w->total <= sectors - w->sector && !(w->sector % b->unit) && !(w->total % b->unit);
+}
+
+// Pieces that adjoin in memory are one for the kernel; how many are left.
+static int put_together(struct iovec *pieces, uint32_t count)
+{
+    int many = 0;
+
     for (uint32_t n = 1; n < count; n++) {
         if ((uint8_t *)pieces[many].iov_base + pieces[many].iov_len == pieces[n].iov_base)
             pieces[many].iov_len += pieces[n].iov_len;
         else
             pieces[++many] = pieces[n];
     }
-    ssize_t got = operation == OP_READ
-                      ? preadv2(b->fd, pieces, (int)many + 1, (off_t)(sector * 512), b->read_flags)
-                      : pwritev(b->fd, pieces, (int)many + 1, (off_t)(sector * 512));
-    moved = got < 0 ? 0 : (uint64_t)got;
-    if (moved != total * 512)
-        return false;
-    if (operation == OP_READ) {
-        // the data before the look: who makes a frame executable marks it before it translates anything
-        __atomic_thread_fence(__ATOMIC_SEQ_CST);
-        for (uint32_t n = 0; n < count; n++)
-            if (__atomic_load_n(&b->code_seen[indices[n]], __ATOMIC_RELAXED))
-                return false;
-        b->bytes_read += moved;
-    } else {
-        b->bytes_written += moved;
+    return many + 1;
+}
+
+static bool read_in(struct xenpy_blocks *b, struct work *w)
+{
+    uint32_t begun = 0;
+    bool good = true;
+    ssize_t got = -1;
+
+    while (begun < w->count && xenpy_begin_write(&b->frames, w->granted[begun].index))
+        begun++;
+    if (begun == w->count) {
+        int pieces = put_together(w->pieces, w->count);
+        got = preadv2(b->fd, w->pieces, pieces, (off_t)(w->sector * 512), b->read_flags);
     }
+    for (uint32_t n = 0; n < begun; n++)
+        good &= xenpy_end_write(&b->frames, w->granted[n].index);
+    return good && got == (ssize_t)(w->total * 512);
+}
+
+static bool write_out(struct xenpy_blocks *b, struct work *w)
+{
+    int pieces = put_together(w->pieces, w->count);
+
+    return pwritev(b->fd, w->pieces, pieces, (off_t)(w->sector * 512)) == (ssize_t)(w->total * 512);
+}
+
+// One request, done and answered; false: Python is to do it.
+static bool serve(struct xenpy_blocks *b, const uint8_t *slot)
+{
+    struct work w;
+    uint8_t response[16] = {0};
+
+    if (!understand(b, slot, &w) || !(w.read ? read_in : write_out)(b, &w))
+        return false;
+    for (uint32_t n = 0; n < w.count; n++)
+        if (!xenpy_still_granted(&b->frames, &w.granted[n]))
+            return false;
+    *(w.read ? &b->bytes_read : &b->bytes_written) += w.total * 512;
     b->requests++;
-    response[8] = operation;
+    memcpy(response, slot + 8, 8);
+    response[8] = w.read ? OP_READ : OP_WRITE;
     put_response(b, response, sizeof response);
     return true;
 }
@@ -259,9 +277,9 @@ static void *run(void *argument)
     return NULL;
 }
 
-struct xenpy_blocks *xenpy_blocks_open(uint8_t **pages, uint32_t page_count, uint32_t slots, uint8_t *memory,
-                                       const uint8_t *code_seen, int fd, uint32_t unit, int readonly, int read_flags,
-                                       int wake_fd, int call_fd, void *bell, int bell_fd, uint32_t port)
+struct xenpy_blocks *xenpy_blocks_open(uint8_t **pages, uint32_t page_count, uint32_t slots,
+                                       const struct xenpy_frames *frames, int fd, uint32_t unit, int readonly,
+                                       int read_flags, int wake_fd, int call_fd, void *bell, int bell_fd, uint32_t port)
 {
     struct xenpy_blocks *b = calloc(1, sizeof *b);
     sigset_t all, old;
@@ -272,8 +290,7 @@ struct xenpy_blocks *xenpy_blocks_open(uint8_t **pages, uint32_t page_count, uin
     }
     memcpy(b->pages, pages, page_count * sizeof *pages);
     b->slots = slots;
-    b->memory = memory;
-    b->code_seen = code_seen;
+    b->frames = *frames;
     b->fd = fd;
     b->unit = unit;
     b->readonly = readonly;
@@ -318,40 +335,11 @@ void xenpy_blocks_size(struct xenpy_blocks *b, uint64_t sectors)
     __atomic_store_n(&b->sectors, sectors, __ATOMIC_RELAXED);
 }
 
-static void place(struct known *known, uint32_t room, uint32_t ref, uint32_t index)
-{
-    uint32_t n = slot_of(ref, room);
-
-    while (known[n].index != NOBODY && known[n].ref != ref)
-        n = (n + 1) & (room - 1);
-    known[n] = (struct known){ref, index};
-}
-
-// All frames that may be used, anew: `refs` and their frame indices. False where there is no memory for them.
-int xenpy_blocks_know(struct xenpy_blocks *b, const uint32_t *refs, const uint32_t *indices, uint32_t count)
-{
-    uint32_t room = 64;
-    while (room < 2 * count)
-        room *= 2;
-    struct known *known = malloc(room * sizeof *known);
-
-    if (!known)
-        return 0;
-    memset(known, 0xff, room * sizeof *known);
-    for (uint32_t n = 0; n < count; n++)
-        place(known, room, refs[n], indices[n]);
-    free(b->known);
-    b->known = known;
-    b->room = room;
-    return 1;
-}
-
 // Only while the ring is Python's.
 void xenpy_blocks_close(struct xenpy_blocks *b)
 {
     __atomic_store_n(&b->stop, 1, __ATOMIC_RELEASE);
     call(b->wake_fd);
     pthread_join(b->thread, NULL);
-    free(b->known);
     free(b);
 }
