@@ -30,7 +30,7 @@ sys.path.insert(0, str(HERE.parent))
 
 import native_build  # noqa: E402
 from dom0.image import initramfs  # noqa: E402
-from dom0.image.modules import unpack  # noqa: E402
+from dom0.image.modules import in_order, unpack  # noqa: E402
 from dom0.image.paths import images_dir  # noqa: E402
 from tests import debian  # noqa: E402
 from tests.system.harness import Host, Session, fetch_debian  # noqa: E402
@@ -196,7 +196,7 @@ def qemus(folder: Path, stream: Path) -> Iterator[tuple[Guest, Guest, str, str]]
         initramfs.build(
             str(images_dir() / "debian" / "busybox"),
             files={"bin/stream": (stream.read_bytes(), 0o755)},
-            modules=modules,
+            modules=in_order(modules),
         )
     )
     with socket.create_server(("127.0.0.1", 0)) as probe:

@@ -65,6 +65,10 @@ class Frontend(Protocol):
     def bind(self, port: Port, handler: Callable[[], None]) -> Dom0Port:
         """Connect to a port it offers. XenError."""
 
+    @property
+    def direct(self) -> bool:
+        """Whether its events and grants may be dealt with by native code, which shows them to nobody else."""
+
     def doorbell(self) -> Doorbell | None:
         """The guest's doorbell, once more, for a native thread that rings it; None where all events must be seen."""
 

@@ -68,6 +68,8 @@ class HostedVm:
         """The guest's memory as its domain has it, with room for that of others."""
         self._domain, self.runtime = make_program_domain(spec, spec.program, self._view, services, clock)
 
+    direct = False
+
     def another_doorbell(self) -> None:
         """There is none: its events are calls."""
 

@@ -171,6 +171,10 @@ class FrontDomain:
     def bind(self, port: Port, handler: Callable[[], None]) -> Dom0Port:
         return self.switchboard.bind(self.domid, port, handler)
 
+    @property
+    def direct(self) -> bool:
+        return self.vm.direct
+
     def doorbell(self) -> Doorbell | None:
         return self.vm.another_doorbell()
 

@@ -104,6 +104,9 @@ class VmInfo:
 class Vm:
     """See the module. `services` answers the domain's calls, `foreign` those about grants of other guests."""
 
+    direct = True
+    """Its memory and its events are there for native code."""
+
     def __init__(
         self,
         spec: DomainSpec,

@@ -35,9 +35,12 @@ class Wide(NetFrontend):
     offloads = True
 
 
+pytestmark = pytest.mark.usefixtures("way")
+
+
 @pytest.mark.parametrize("front", [Plain, NetFrontend, Able, Wide])
 @pytest.mark.parametrize("back", [Plain, Wide])
-async def test_frames_of_every_size(front: type[NetFrontend], back: type[NetFrontend]) -> None:
+async def test_frames_of_every_size(front: type[NetFrontend], back: type[NetFrontend], way: str) -> None:
     async with (
         lab(ONE, TWO) as (machine, (one, two)),
         one.device(front) as sender,
@@ -58,6 +61,8 @@ async def test_frames_of_every_size(front: type[NetFrontend], back: type[NetFron
         assert port is not None
         assert port.counts["rx_packets"] == 505
         assert backend_of(machine, two).statistics()["port"]["tx_packets"] == 505
+        used = backend_of(machine, one).statistics().get("lane_sent", 0)
+        assert used == (505 if way == "lane" else 0)
 
 
 @pytest.mark.parametrize("six", [False, True])

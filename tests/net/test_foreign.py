@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
 import trio
 
 from dom0.backend.net.backend import NetBackend
@@ -23,6 +24,7 @@ from xen_py.io.xenbus import State
 ONE, TWO = f"mac={MAC}1", f"mac={MAC}2"
 ALL_TYPES = 15
 GROUP = bytes.fromhex("01005e000001")
+pytestmark = pytest.mark.usefixtures("way")
 
 
 class Able(NetFrontend):
@@ -50,6 +52,9 @@ async def freebsd() -> AsyncIterator[tuple[FreeBsd, NetFrontend, NetBackend]]:
         nursery.start_soon(player.run)
         await connected(backend)
         yield player, other, backend
+        with trio.fail_after(10):
+            while State.CONNECTED not in player.states:
+                await trio.sleep(0.001)
         await machine.toolstack.detach_nic(one.domid, "0")
         player.disconnect()
         nursery.cancel_scope.cancel()

@@ -23,6 +23,7 @@ from xen_py.io.ring import REQ_PROD
 
 ONE, TWO, THREE = f"mac={MAC}1,ip=10.0.0.1", f"mac={MAC}2", f"mac={MAC}3"
 FRAME = frame(B, A, 0x0800, ip4(B, A, "10.0.0.1", "10.0.0.2", 17, udp(b"x" * 20))[14:])
+pytestmark = pytest.mark.usefixtures("way")
 
 
 async def test_each_mistake_has_its_answer() -> None:

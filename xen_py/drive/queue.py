@@ -174,8 +174,8 @@ class BackQueue:
         self._notify = notify
         self._bell = Bell()
         self._observe: Callable[[str, str, Any], None] | None = None
-        self.lent = False
-        """Another serves the ring for now; `batch` waits for its return, which is an event."""
+        self._lent = False
+        self._lendings = 0
         self.recall: Callable[[], None] = lambda: None
         """Asks for it."""
         self.wake: Callable[[], None] = lambda: None
@@ -198,8 +198,18 @@ class BackQueue:
         self._observe = observer
         self.recall()
 
+    @property
+    def lent(self) -> bool:
+        """Another serves the ring for now; `batch` waits for its return, which is an event."""
+        return self._lent
+
+    @lent.setter
+    def lent(self, lent: bool) -> None:
+        self._lent = lent
+        self._lendings += lent
+
     def on_event(self) -> None:
-        if self.lent:
+        if self._lent:
             self.wake()
         elif self._answer is not None and not self._closing:
             self._answer_all(self._answer)
@@ -260,9 +270,11 @@ class BackQueue:
                 waited = True
                 continue
             if taken := self._take():
+                lendings = self._lendings
                 if not waited:  # a frontend that never lets the ring run dry must not keep the others waiting
                     await trio.lowlevel.cancel_shielded_checkpoint()
-                return taken
+                if lendings == self._lendings:  # or they went with the ring
+                    return taken
             if not ring.final_check():
                 await self._bell.wait()
                 waited = True
@@ -289,6 +301,10 @@ class BackQueue:
         """Show the frontend all responses, and tell it if it waits for them."""
         if not self._closed and self.ring.push():
             self._notify()
+
+    def tell(self) -> None:
+        """Send the frontend an event: another, to whom the ring is lent, has answered."""
+        self._notify()
 
     @property
     def stopped(self) -> bool:

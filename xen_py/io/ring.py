@@ -281,6 +281,10 @@ class BackRing(_Half):
         self._consumed = self._seen = consumed
         self._produced = self._pushed = produced
 
+    def untake(self) -> None:
+        """Requests that were taken and have no response are to be taken again: they stand in their slots still."""
+        self._consumed = self._produced
+
     def unanswered(self) -> int:
         """How many requests were taken and have no response yet."""
         return (self._consumed - self._produced) & _MASK

@@ -21,29 +21,24 @@ from typing import Any
 import trio
 
 from dom0.backend.block.image import RawDisk
-from dom0.backend.grants import MOST_ENTRIES, GuestGone
+from dom0.backend.frames import FRAMES, native_frames
+from dom0.backend.grants import GuestGone
 from xen_py.doorbell import Doorbell, open_native
 from xen_py.drive.queue import BackQueue
 from xen_py.io.blkif import SECTOR_SIZE
 from xen_py.memory import GuestMemory
-from xen_py.types import PAGE_SIZE, Port
+from xen_py.types import Port
 
 MOST_PAGES = 16
 
 # The structure goes on; it is never made here.
-_ffi, _native = open_native("""
+_ffi, _native = open_native(
+    FRAMES + """
     struct xenpy_blocks {
         int lent, wanted, stop;
         uint32_t consumed, produced;
         uint64_t sectors;
         uint64_t requests, bytes_read, bytes_written, given_back;
-    };
-    struct xenpy_frames {
-        uint8_t *memory;
-        uint32_t *writers;
-        const uint8_t *code_seen, *barred;
-        const uint64_t *grants;
-        uint32_t grant_count, mfn_base, count;
     };
     struct xenpy_blocks *xenpy_blocks_open(uint8_t **pages, uint32_t page_count, uint32_t slots,
         const struct xenpy_frames *frames, int fd, uint32_t unit, int readonly, int read_flags, int wake_fd,
@@ -79,7 +74,7 @@ class Lane:
         pages = _ffi.new("uint8_t *[]", self._held)
         bell = doorbell.inbox
         self._lane = _native.xenpy_blocks_open(
-            *(pages, len(pages), queue.ring.slots, self._frames(memory)),
+            *(pages, len(pages), queue.ring.slots, native_frames(_ffi, memory, self._held)),
             *(disk.fd, disk.sector_size // SECTOR_SIZE, disk.readonly, disk.nowait()),
             *(self.wake_fd, self._call_fd, bell.address, bell.eventfd, port),
         )
@@ -89,16 +84,6 @@ class Lane:
         queue.recall = self.want
         queue.wake = lambda: os.eventfd_write(self.wake_fd, 1)
         self._back = trio.lowlevel.ParkingLot()
-
-    def _frames(self, memory: GuestMemory) -> Any:
-        """What the thread needs to reach the guest's frames; the bytes are held until `close`."""
-        geometry = memory.geometry
-        views = (memory.own, memory.writers.cast("B"), memory.code_seen, memory.barred)
-        held = bytes_, writers, code_seen, barred = [_ffi.from_buffer("uint8_t[]", view) for view in views]
-        self._held += held
-        grants = bytes_ + geometry.index(geometry.grant_mfn(0)) * PAGE_SIZE
-        frames = (bytes_, _ffi.cast("uint32_t *", writers), code_seen, barred, _ffi.cast("uint64_t *", grants))
-        return _ffi.new("struct xenpy_frames *", (*frames, MOST_ENTRIES, geometry.mfn_base, geometry.max_pages))
 
     def lend(self, sectors: int) -> None:
         """Let the lane have the ring."""

@@ -22,6 +22,7 @@ from dom0.backend.driver import Backend, Frontend
 from dom0.backend.net.filters import AddressFilter, parse_addresses
 from dom0.backend.net.forward import Forward, parse_forwards
 from dom0.backend.net.hashing import Hashing
+from dom0.backend.net.lane import PacketLane
 from dom0.backend.net.receive import Offers, RxServer
 from dom0.backend.net.switch import DEFAULT_BRIDGE, Port, Vlans, VlanSyntaxError
 from dom0.backend.net.transmit import Credit, Groups, TxServer
@@ -71,6 +72,8 @@ class NetBackend(Backend):
         self._forwards: tuple[Forward, ...] = ()
         self._credit: Credit | None = None
         self._receivers: list[RxServer] = []
+        self._senders: list[TxServer] = []
+        self._lanes: list[PacketLane] = []
         self._tally: Counter[str] = Counter()
         self._groups = Groups()
         self._hashing = Hashing(frontend.grants, 1)
@@ -103,6 +106,7 @@ class NetBackend(Backend):
         groups = self._groups = Groups()
         switch = self.frontend.bridges.get(self.bridge)
         port = self.port = Port(switch, self.vif, self._deliver, self._mac, self._vlans, self._filter)
+        port.settle = self._settle
         port.addresses, port.forwards = self._addresses, self._forwards
         switch.add(port)
         port.groups = groups.wanted if bus.flag(nodes, _MULTICAST) else None
@@ -159,11 +163,25 @@ class NetBackend(Backend):
         else:
             ports = [self.bind(number("event-channel", _LARGEST_PORT), lambda: _both(tx, rx))]
         grants = self.frontend.grants
-        sender = TxServer(tx, grants, port.send, self._groups, self._credit, self._tally)
-        receiver = RxServer(rx, grants, offers, self._tally)
+        lane = self._lane(tx, rx)
+        sender = TxServer(tx, grants, port.send_all, self._groups, self._credit, self._tally, lane)
+        receiver = RxServer(rx, grants, offers, self._tally, lane)
         self._receivers.append(receiver)
+        self._senders.append(sender)
         for task in (sender.serve, receiver.collect, receiver.serve):
             self.start(lambda task: task(), task)
+
+    def _lane(self, tx: BackQueue, rx: BackQueue) -> PacketLane | None:
+        """The short way, where events need not be seen by others."""
+        if not self.frontend.direct:
+            return None
+        lane = PacketLane(tx.ring, rx.ring, self.frontend.grants.memory)
+        self._lanes.append(lane)
+        return lane
+
+    def _settle(self) -> None:
+        for receiver in self._receivers:
+            receiver.settle()
 
     def _deliver(self, packet: Packet) -> bool:
         """From the switch to the queue that the frontend has said, or to that of the packet's connection."""
@@ -180,9 +198,15 @@ class NetBackend(Backend):
     async def do_disconnect(self) -> None:
         if self.port is not None:
             self.port.unplug()
+        for sender in self._senders:
+            sender.leave_lane()
+        for receiver in self._receivers:
+            receiver.leave_lane()
+        for lane in self._lanes:
+            lane.close()
         for receiver in self._receivers:
             receiver.stop()
-        self._receivers = []
+        self._receivers, self._senders, self._lanes = [], [], []
         await super().do_disconnect()
 
     def statistics(self) -> dict[str, Any]:
@@ -190,6 +214,8 @@ class NetBackend(Backend):
         if self.port is not None:
             found["port"] = self.port.statistics()
         found["hashing"] = self._hashing.statistics()
+        for lane in self._lanes:
+            found |= {name: found.get(name, 0) + count for name, count in lane.statistics().items()}
         found["waiting"] = [len(receiver.waiting) for receiver in self._receivers]
         return found
 

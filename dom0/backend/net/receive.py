@@ -17,6 +17,7 @@ from collections import Counter, deque
 import attrs
 
 from dom0.backend.grants import GuestGrants
+from dom0.backend.net.lane import NEVER, PacketLane, Put, Settled
 from dom0.backend.net.switch import PacketQueue
 from dom0.host.grantorders import MOST_COPIED
 from xen_py.abi.grant_table import GrantStatus
@@ -85,11 +86,16 @@ class Offers:
 class RxServer:
     """One rx ring."""
 
-    def __init__(self, queue: BackQueue, grants: GuestGrants, offers: Offers, counts: Counter[str]) -> None:
+    def __init__(
+        self, queue: BackQueue, grants: GuestGrants, offers: Offers, counts: Counter[str], lane: PacketLane | None
+    ) -> None:
         self._queue = queue
         self._grants = grants
         self._offers = offers
         self._counts = counts
+        self._lane = lane
+        queue.wake = self._on_event
+        queue.recall = self._take_back
         self._bell = Bell()
         self._slots: deque[RxRequest] = deque()
         self._closing = False
@@ -103,8 +109,74 @@ class RxServer:
             return False
         if found is not None:
             pieces = [piece._replace(hash=found) for piece in pieces]
-        taken = [self.waiting.put(piece) for piece in pieces]
+        taken = [self._put(piece) or self.waiting.put(piece) for piece in pieces]
         return all(taken)
+
+    # ---- the lane ----
+
+    def _put(self, packet: Packet) -> bool:
+        """Put a packet into the guest's slots through the lane, if that can be."""
+        if self._lane is None or not self._queue.lent or self.waiting:
+            return False
+        return self._put_in_lane(self._lane, packet)
+
+    def _put_in_lane(self, lane: PacketLane, packet: Packet) -> bool:
+        put = Put.ODD if packet.hash is not None else lane.put(packet.data, _flags(packet), packet.gso, packet.gso_size)
+        if put is Put.ODD:
+            self._take_back()
+        return put is Put.DONE
+
+    def settle(self) -> None:
+        """Show the guest what the lane has put, and have it wake us when what waits finds slots."""
+        while self._lane is not None and self._queue.lent:
+            first = self.waiting.peek() if self.waiting else None
+            settled = self._lane.show(NEVER if first is None else _slots(first))
+            if settled & Settled.TELL:
+                self._queue.tell()
+            if settled & Settled.BROKEN:
+                self._take_back()
+            if first is None or not settled & Settled.MORE:
+                return
+            self._drain(self._lane)
+
+    def _drain(self, lane: PacketLane) -> None:
+        while self.waiting and self._put_in_lane(lane, self.waiting.peek()):
+            self.waiting.take()
+
+    def _on_event(self) -> None:
+        if self._lane is not None:
+            self._drain(self._lane)
+            self.settle()
+
+    def _lend(self) -> None:
+        """Let the lane have the ring, if it can do with it what is done here. What waited has gone."""
+        queue = self._queue
+        if self._lane is None or queue.lent or queue.stopped or queue.observe is not None:
+            return
+        if self._grants.tracer is None:
+            queue.flush()
+            self._slots.clear()
+            queue.ring.untake()
+            self._lane.lend_rx()
+            queue.lent = True
+            self.settle()
+
+    def _take_back(self) -> None:
+        if self._lane is None or not self._queue.lent:
+            return
+        if self._lane.show(NEVER) & Settled.TELL:
+            self._queue.tell()
+        self._lane.return_rx()
+        self._queue.lent = False
+        self._queue.on_event()
+        self._bell.ring()
+
+    def leave_lane(self) -> None:
+        """Never use it again."""
+        self._take_back()
+        self._lane = None
+
+    # ---- without it ----
 
     async def collect(self) -> None:
         """Take the slots that the guest posts, until the queue ends. RingBroken."""
@@ -116,11 +188,13 @@ class RxServer:
     async def serve(self) -> None:
         """Bring packets and slots together until `stop`. GuestGone."""
         while not self._closing:
-            plan = self._plan()
+            plan = [] if self._queue.lent else self._plan()
             if plan:
                 await self._fill(plan)
-            else:
-                await self._bell.wait()
+                continue
+            if not self.waiting:
+                self._lend()
+            await self._bell.wait()
 
     def stop(self) -> None:
         self._closing = True
@@ -133,7 +207,7 @@ class RxServer:
         room = MOST_COPIED
         while self.waiting:
             packet = self.waiting.peek()
-            count = rx_slots(len(packet.data), _extra_slots(packet))
+            count = _slots(packet)
             if count > len(self._slots):
                 self._counts["slots_lacking"] += not plan
                 break
@@ -170,6 +244,10 @@ def _extras(packet: Packet) -> list[Extra]:
     if packet.hash is not None:
         extras.append(hash_extra(packet.hash))
     return extras
+
+
+def _slots(packet: Packet) -> int:
+    return rx_slots(len(packet.data), _extra_slots(packet))
 
 
 def _extra_slots(packet: Packet) -> int:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Protocol
 
@@ -153,12 +153,20 @@ class Port:
         self.groups: set[bytes] | None = None
         """The multicast addresses it wants; None: all."""
         self.deliver = deliver
+        self.settle: Callable[[], None] | None = None
+        """Called when a sender's packets have all been delivered, where that is worth waiting for."""
         self.learned: set[tuple[int, bytes]] = set()
         self.counts: Counter[str] = Counter()
 
     def send(self, packet: Packet) -> None:
         """A frame comes in at this port."""
-        self.switch.forward(self, packet)
+        self.send_all([packet])
+
+    def send_all(self, packets: Iterable[Packet]) -> None:
+        """Frames come in at this port, one after the other."""
+        for packet in packets:
+            self.switch.forward(self, packet)
+        self.switch.settle()
 
     def unplug(self) -> None:
         """Idempotent."""
@@ -182,6 +190,8 @@ class Switch:
         """Told of each port that has come (True) or goes."""
         self.observers: list[Callable[[Port, bool, Packet], None]] = []
         """Told of each frame that comes in at a port (True) or goes out there: for captures."""
+        self._touched: dict[Port, None] = {}
+        """Ports that are to settle."""
 
     def plug(
         self,
@@ -300,6 +310,8 @@ class Switch:
         if port.vlans is not None and vlan not in port.vlans.untagged:
             tag = b"\x81\x00" + vlan.to_bytes(2, "big")
             packet = packet._replace(data=packet.data[:12] + tag + packet.data[12:])
+        if port.settle is not None:
+            self._touched[port] = None
         if not port.deliver(packet):
             port.counts["tx_dropped"] += 1
             return
@@ -307,6 +319,13 @@ class Switch:
         port.counts["tx_bytes"] += len(packet.data)
         if self.observers:
             self._observe(port, False, packet)
+
+    def settle(self) -> None:
+        """Have ports finish with what they were given."""
+        touched, self._touched = self._touched, {}
+        for port in touched:
+            if port.settle is not None:
+                port.settle()
 
     def _observe(self, port: Port, inward: bool, packet: Packet) -> None:
         for observer in list(self.observers):

@@ -11,15 +11,16 @@ Owner: the trio thread, one task a ring. Sources: xen/include/public/io/netif.h;
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import attrs
 import trio
 
 from dom0.backend.grants import GuestGrants
+from dom0.backend.net.lane import PacketLane, Settled
 from xen_py.drive.queue import BackQueue
 from xen_py.io.netchain import TxAssembler, TxChain
-from xen_py.io.netif import GSO_EXTRA, ExtraType, GsoType, Status, TxFlag
+from xen_py.io.netif import GSO_EXTRA, ExtraType, GsoExtra, GsoType, Status, TxFlag
 from xen_py.io.packet import Csum, Packet, can_complete, segment_header
 from xen_py.types import GrantRef
 
@@ -27,6 +28,8 @@ LEAST_BURST = 128 << 10
 """Bytes that may be saved up, however low the rate: the largest packets must get through."""
 MOST_GROUPS = 64
 """Multicast addresses a guest may ask for."""
+_MOST_TURNS = 8
+"""That one event gets in the lane, of a guest whose ring never runs dry."""
 
 
 @attrs.define
@@ -86,16 +89,17 @@ class Groups:
 
 
 class TxServer:
-    """One tx ring. `send` takes the packets."""
+    """One tx ring. `send` takes the packets; `lane` may be had for this ring."""
 
     def __init__(
         self,
         queue: BackQueue,
         grants: GuestGrants,
-        send: Callable[[Packet], None],
+        send: Callable[[Iterable[Packet]], None],
         groups: Groups,
         credit: Credit | None,
         counts: Counter[str],
+        lane: PacketLane | None,
     ) -> None:
         self._queue = queue
         self._grants = grants
@@ -104,11 +108,78 @@ class TxServer:
         self._credit = credit
         self._counts = counts
         self._assembler = TxAssembler()
+        self._lane = lane
+        self._in_lane = False
+        self._error: Exception | None = None
+        """What went wrong while an event was dealt with in the lane."""
+        queue.wake = self._on_event
+        queue.recall = self._take_back
 
     async def serve(self) -> None:
         """Until the queue ends. RingBroken, GuestGone."""
-        while (batch := await self._queue.batch()) is not None:
+        while True:
+            self._lend()
+            batch = await self._queue.batch()
+            if self._error is not None:
+                raise self._error
+            if batch is None:
+                return
             await self._visit(self._assembler.feed(batch))
+
+    # ---- the lane ----
+
+    def _lend(self) -> None:
+        """Let the lane have the ring, if it can do with it what is done here and nothing is under way."""
+        queue = self._queue
+        if self._lane is None or self._credit is not None or queue.stopped or queue.observe is not None:
+            return
+        if self._grants.tracer is None and self._assembler.unfinished() is None and not queue.ring.unanswered():
+            queue.flush()
+            self._lane.lend_tx()
+            queue.lent = True
+            self._on_event()
+
+    def _on_event(self) -> None:
+        if self._in_lane:
+            return  # a guest has answered at once; who is in the lane looks again before it leaves
+        self._in_lane = True
+        try:
+            self._take_from_lane()
+        except Exception as error:
+            self._error = error
+            self._take_back()
+        finally:
+            self._in_lane = False
+
+    def _take_from_lane(self) -> None:
+        lane, queue = self._lane, self._queue
+        for _ in range(_MOST_TURNS):
+            if lane is None or not queue.lent:
+                return
+            sent, odd = lane.take()
+            found = [self._made(*each) for each in sent]
+            self._send(packet for packet in found if packet is not None)  # who waits for them is told first
+            settled = lane.answer([Status.ERROR if packet is None else Status.OKAY for packet in found])
+            if settled & Settled.TELL:
+                queue.tell()
+            if odd or settled & Settled.BROKEN:
+                break
+            if not settled & Settled.MORE:
+                return
+        self._take_back()  # the server gives way to others, too
+
+    def _take_back(self) -> None:
+        if self._queue.lent and self._lane is not None:
+            self._lane.return_tx()
+            self._queue.lent = False
+            self._queue.on_event()
+
+    def leave_lane(self) -> None:
+        """Never use it again."""
+        self._take_back()
+        self._lane = None
+
+    # ---- without it ----
 
     async def _visit(self, chains: list[TxChain]) -> None:
         statuses: dict[int, Status] = {}
@@ -137,8 +208,7 @@ class TxServer:
             if self._credit is not None:
                 self._queue.flush()
         self._queue.flush()
-        for packet in packets:
-            self._send(packet)
+        self._send(packets)
 
     def _copied(self, chains: list[TxChain]) -> dict[int, bytes]:
         """Each packet's bytes, of those whose grants were all good."""
@@ -158,24 +228,24 @@ class TxServer:
         if data is None:
             self._counts["bad_grants"] += 1
             return None
-        flags = chain.requests[0].flags
-        csum = Csum.UNKNOWN
-        if flags & TxFlag.CSUM_BLANK:
-            csum = Csum.BLANK
-        elif flags & TxFlag.DATA_VALIDATED:
-            csum = Csum.VALID
         gso = chain.extra(ExtraType.GSO)
-        if gso is None:
-            packet = Packet(data, csum)
-            fits = csum is not Csum.BLANK or can_complete(data)
-        else:
-            wanted = GSO_EXTRA.unpack(gso)
-            packet = Packet(data, Csum.BLANK, GsoType(wanted.type), wanted.size)
+        wanted = GsoExtra(0, 0, 0) if gso is None else GSO_EXTRA.unpack(gso)
+        return self._made(data, chain.requests[0].flags, wanted.type, wanted.size)
+
+    def _made(self, data: bytes, flags: int, gso: int, gso_size: int) -> Packet | None:
+        """What those bytes are, sent with those flags and segments; None where they cannot be, which is counted."""
+        if gso:
+            packet = Packet(data, Csum.BLANK, GsoType(gso), gso_size)
             fits = segment_header(packet) is not None
-        if not fits:
-            self._counts["bad_offloads"] += 1
-            return None
-        return packet
+        elif flags & TxFlag.CSUM_BLANK:
+            packet = Packet(data, Csum.BLANK)
+            fits = can_complete(data)
+        else:
+            return Packet(data, Csum.VALID if flags & TxFlag.DATA_VALIDATED else Csum.UNKNOWN)
+        if fits:
+            return packet
+        self._counts["bad_offloads"] += 1
+        return None
 
     def _refuse(self, chain: TxChain, statuses: dict[int, Status], why: str) -> None:
         self._counts[why] += 1

@@ -216,8 +216,7 @@ class World:
                 pass
             except ConnectionError:
                 return
-            for packet in merged([frame for frame in frames if len(frame) >= ETHERNET]):
-                self._port.send(packet)
+            self._port.send_all(merged(frame for frame in frames if len(frame) >= ETHERNET))
 
     def _answered(self, number: int, error: str) -> None:
         what = self._asked.pop(number, "")

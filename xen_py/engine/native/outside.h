@@ -11,7 +11,7 @@
 
 enum { OUTSIDE_PAGE = 4096 };
 
-/* A domain's memory file as the host has it mapped; dom0/backend/block/lane.py repeats this. */
+/* A domain's memory file as the host has it mapped; dom0/backend/frames.py repeats this. */
 struct xenpy_frames {
     uint8_t *memory;
     uint32_t *writers;
