@@ -76,7 +76,8 @@ def forged(dice: random.Random) -> bytes:
             body = icmp6(kind, OURS_V6, (dice.choice((1, 2)), other))
             return ip6(to, A, OURS_V6, "ff02::1", *_behind(dice, 58, body, dice.randrange(14)))
         case 10:
-            tags = dice.choice((b"\x81\x00\0\5", b"\x81\x00\0\6", b"\x88\xa8\0\5", b"\x81\x00\0\0", b"\x81\x00\0\5\x81\x00\0\6"))
+            one, other = b"\x81\x00\0\5", b"\x81\x00\0\6"
+            tags = dice.choice((one, other, b"\x88\xa8\0\5", b"\x81\x00\0\0", one + other))
             data = honest(dice)
             return data[:12] + tags + data[12:]
         case 11:
