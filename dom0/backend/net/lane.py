@@ -3,7 +3,7 @@
 
 A ring belongs to its `TxServer` or `RxServer`, or is lent to the lane. Lent, a guest's event takes its packets out,
 has them switched and answers them before the next is looked at, and a packet for the guest is in its frames when
-`deliver` returns; no task wakes for either. What the lane leaves - see packets.c - makes the ring go back to the server,
+`deliver` returns; no task wakes for either. What the lane leaves (see packets.c) makes the ring go back to the server,
 which lends it again when nothing is under way. The servers are the reference, and all there is where events and grants
 must be seen one by one: in seeded machines, under a trace, with `rate=`.
 
