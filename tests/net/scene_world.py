@@ -103,7 +103,7 @@ def main(folder: Path) -> None:
         get_addresses(one, two)
         for shell, other in ((one, two), (two, one)):
             for target in (*GATEWAYS, *addresses_of(other)):
-                shell.run(f"ping -c 2 {target}")
+                shell.run(f"ping -c 1 {target}")
         look_up_names(one)
         fetch(one)
         one.run("mkdir -p /www; echo the guest greets > /www/index.html; httpd -p 80 -h /www")
