@@ -19,6 +19,7 @@ import trio
 
 from domU.frontend.net import NetFrontend
 from domU.inet import Inet, open_inet
+from tests.net.captures import read_capture
 from tests.net.frames import A, B, ip4, ip6, tcp
 from tests.net.guests import MAC, backend_of, guest_with, lab
 from tests.net.linux import guests
@@ -131,8 +132,15 @@ def debian(folder: Path) -> None:
         until(lambda: "state UP" in ip("link show vif1.0"), "the carrier")
         shell.run("ip link set eth0 up; ip addr add 10.9.0.2/24 dev eth0; ip addr add fd09::2/64 dev eth0")
         shell.run("until ip addr show eth0 | grep fd09:: | grep -vq tentative; do sleep 0.2; done")
+        capture = folder / "capture.pcapng"
+        with host.session("netcap", "net0", "-w", str(capture)):
+            until(lambda: capture.exists() and capture.stat().st_size > 0, "the capture to begin")
+            shell.run(f"ping -c 2 {ADDRESSES[0]}")
+        names, frames = read_capture(capture.read_bytes())
+        assert names == ["vif1.0"]
+        assert len([frame for frame in frames if frame.data[12:14] == b"\x08\0" and frame.data[23] == 1]) == 4
         for address in ADDRESSES:
-            shell.run(f"ping -c 2 {address}")
+            shell.run(f"ping -c 1 {address}")
             with serving(data, address) as port:
                 name = f"[{address}]" if ":" in address else address
                 assert hashlib.md5(data).hexdigest() in shell.run(f"wget -q -O - 'http://{name}:{port}/' | md5sum", 120)

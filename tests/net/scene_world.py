@@ -104,8 +104,8 @@ def main(folder: Path) -> None:
         for shell, other in ((one, two), (two, one)):
             for target in (*GATEWAYS, *addresses_of(other)):
                 shell.run(f"ping -c 1 {target}")
-        look_up_names(one)
-        fetch(one)
+            look_up_names(shell)
+            fetch(shell)
         one.run("mkdir -p /www; echo the guest greets > /www/index.html; httpd -p 80 -h /www")
         visit()
         (process,) = [pid for pid in host.processes() if "network" in Path(f"/proc/{pid}/cmdline").read_text()]
@@ -141,7 +141,7 @@ def look_up_names(shell: Shell) -> None:
 
 def fetch(shell: Shell) -> None:
     """From servers on the host's loopback, by the gateway's addresses and by name."""
-    data = random.Random(3).randbytes(3 << 20)
+    data = random.Random(3).randbytes(1 << 20)
     for loopback, names in zip(LOOPBACKS, (("10.0.2.2", "four.lab"), ("[fd0a:0:2::2]", "six.lab")), strict=True):
         with serving(data, loopback) as port:
             for name in names:

@@ -76,7 +76,7 @@ class Tap:
         self._fd = fd
         self.name = name
         self.switch = switch
-        self._port = switch.plug(name, self._deliver)
+        self._port = switch.plug("tap", self._deliver)
         self._serving: trio.CancelScope | None = None
         self._counts: Counter[str] = Counter()
 
