@@ -118,8 +118,9 @@ def main(folder: Path) -> None:
 
 
 def get_addresses(*shells: Shell) -> None:
-    for number, shell in enumerate(shells):
+    for shell in shells:
         shell.run("ip link set eth0 up; udhcpc -i eth0 -n -q")
+    for number, shell in enumerate(shells):
         shell.run("until ip -6 addr show eth0 | grep 'fd0a:.*global' | grep -vq tentative; do sleep 0.2; done")
         shell.run(f"ip addr show eth0 | grep -q 10.0.2.{15 + number}")
 
