@@ -183,7 +183,8 @@ class Stream:
     async def _send_segment(
         self, flags: int, sequence: int | None = None, options: bytes = b"", payload: bytes = b""
     ) -> None:
-        at = (self._base + self._sent if sequence is None else sequence) & _MASK
+        behind = self._base + self._sent + self._fin_acked  # the end of our side has a number, too
+        at = (behind if sequence is None else sequence) & _MASK
         window = max(0, _WINDOW - len(self._received))
         await self._inet.send_tcp(self._key, at, self._expected, flags, window, options, payload)
 

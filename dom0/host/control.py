@@ -230,7 +230,7 @@ class ControlServer:
         backend = self._machine.backends.device("vif", domid, devid) if type(devid) is int else None
         if not isinstance(backend, NetBackend):
             raise ToolstackError(f"domain {domid} has no network card {devid}")
-        return self._machine.bridges.get(backend.bridge), backend.vif
+        return backend.switch, backend.vif
 
     async def _wait(self, params: Params, _answer: _Answer) -> Any:
         event = _text(params, "event")

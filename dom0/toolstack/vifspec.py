@@ -25,7 +25,7 @@ KIND = "vif"
 DEFAULT_MTU = 1500
 DEFAULT_INTERVAL_USECS = 50_000
 SCRIPT = "/etc/xen/scripts/vif-bridge"
-"""What libxl would run, and writes down; here there is nothing for a script to do."""
+"""What libxl would run, and writes down. Where a card names it, its backend does what it would do."""
 _LEAST_MTU, _LARGEST_MTU = 68, 65517
 _LARGEST_DEVID = 1 << 20
 _LONGEST = 1024
@@ -91,6 +91,9 @@ class NicConfig:
             return f"bridge={self.bridge} is not the name of a bridge"
         if self.mtu and not _LEAST_MTU <= self.mtu <= _LARGEST_MTU:
             return f"mtu={self.mtu} is not within {_LEAST_MTU} and {_LARGEST_MTU}"
+        if self.script is not None and (self.forward or self.vlan):
+            word = "forward" if self.forward else "vlan"
+            return f"{word}= is for xen-py's own switches: not together with script="
         not_yet = (
             (self.script is not None and self.script.rpartition("/")[2] != "vif-bridge", f"script={self.script}"),
             (bool(self.colo), "colo"),
@@ -116,6 +119,7 @@ class NicConfig:
         back += [("mtu", str(mtu))] if mtu != DEFAULT_MTU else []
         back += [("vlan", self.vlan)] if self.vlan else []
         back += [("forward", self.forward)] if self.forward else []
+        back += [("linux-bridge", "1")] if self.script else []
         back += [
             ("bridge", self.bridge or DEFAULT_BRIDGE),
             ("handle", str(self.devid)),

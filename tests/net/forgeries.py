@@ -76,10 +76,9 @@ def forged(dice: random.Random) -> bytes:
             body = icmp6(kind, OURS_V6, (dice.choice((1, 2)), other))
             return ip6(to, A, OURS_V6, "ff02::1", *_behind(dice, 58, body, dice.randrange(14)))
         case 10:
-            one, other = b"\x81\x00\0\5", b"\x81\x00\0\6"
-            tags = dice.choice((one, other, b"\x88\xa8\0\5", b"\x81\x00\0\0", one + other))
             data = honest(dice)
-            return data[:12] + tags + data[12:]
+            tags = [dice.choice((b"\x81\x00", b"\x88\xa8")) + dice.choice((b"\0\0", b"\0\5", b"\0\6")) for _ in "ab"]
+            return data[:12] + b"".join(tags[: dice.randint(1, 2)]) + data[12:]
         case 11:
             inner = b"\xaa\xaa\3\0\0\0" + honest(dice)[12:500]
             return frame(to, A, len(inner), inner)

@@ -103,9 +103,9 @@ def main(folder: Path) -> None:
         get_addresses(one, two)
         for shell, other in ((one, two), (two, one)):
             for target in (*GATEWAYS, *addresses_of(other)):
-                shell.run(f"ping -c 2 {target}")
-        look_up_names(one)
-        fetch(one)
+                shell.run(f"ping -c 1 {target}")
+            look_up_names(shell)
+            fetch(shell)
         one.run("mkdir -p /www; echo the guest greets > /www/index.html; httpd -p 80 -h /www")
         visit()
         (process,) = [pid for pid in host.processes() if "network" in Path(f"/proc/{pid}/cmdline").read_text()]
@@ -118,8 +118,9 @@ def main(folder: Path) -> None:
 
 
 def get_addresses(*shells: Shell) -> None:
-    for number, shell in enumerate(shells):
+    for shell in shells:
         shell.run("ip link set eth0 up; udhcpc -i eth0 -n -q")
+    for number, shell in enumerate(shells):
         shell.run("until ip -6 addr show eth0 | grep 'fd0a:.*global' | grep -vq tentative; do sleep 0.2; done")
         shell.run(f"ip addr show eth0 | grep -q 10.0.2.{15 + number}")
 
@@ -141,7 +142,7 @@ def look_up_names(shell: Shell) -> None:
 
 def fetch(shell: Shell) -> None:
     """From servers on the host's loopback, by the gateway's addresses and by name."""
-    data = random.Random(3).randbytes(3 << 20)
+    data = random.Random(3).randbytes(1 << 20)
     for loopback, names in zip(LOOPBACKS, (("10.0.2.2", "four.lab"), ("[fd0a:0:2::2]", "six.lab")), strict=True):
         with serving(data, loopback) as port:
             for name in names:

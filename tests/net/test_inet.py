@@ -8,6 +8,7 @@ import random
 import pytest
 import trio
 
+from dom0.backend.net.switch import Port
 from domU.frontend.net import NetFrontend
 from domU.inet import Inet, Stream, StreamBroken, Unreachable, open_inet
 from tests.net.frames import A, B, ip4, tcp, whole
@@ -60,6 +61,35 @@ async def test_two_python_guests() -> None:
         with pytest.raises(Unreachable):
             await net.connect("10.0.0.1", 81)
         nursery.cancel_scope.cancel()
+
+
+async def test_who_has_ended_acknowledges_with_its_end_counted() -> None:
+    """Otherwise its segments are old ones to any other TCP, and what the other side sends goes unacknowledged."""
+    async with (
+        lab(ONE, TWO) as (machine, (one, two)),
+        one.device(NetFrontend) as card,
+        two.device(NetFrontend) as other,
+        open_inet(card, "10.0.0.1/24") as inet,
+        open_inet(other, "10.0.0.2/24") as net,
+    ):
+        sent: list[tuple[int, int]] = []
+        """Flags and sequence number of each of the second guest's segments."""
+
+        def observe(port: Port, inward: bool, packet: Packet) -> None:
+            if inward and packet.data[6:12] == B and packet.data[12:14] == b"\x08\0":
+                sent.append((packet.data[47], int.from_bytes(packet.data[38:42], "big")))
+
+        machine.bridges.get("xenbr0").observers.append(observe)
+        listener = inet.listen(80)
+        stream = await net.connect("10.0.0.1", 80)
+        served = await listener.accept()
+        await stream.aclose()
+        end = next(sequence for flags, sequence in sent if flags & 1)
+        sent.clear()
+        await served.send_all(PAGE)
+        await served.aclose()
+        assert await everything(stream) == PAGE
+        assert sent and {sequence for _, sequence in sent} == {end + 1 & 0xFFFFFFFF}
 
 
 @pytest.mark.parametrize("loss", [0.0, 0.05])
@@ -124,6 +154,7 @@ async def test_nonsense_from_a_neighbour() -> None:
 
 PROGRAM = '''
 import trio
+from dom0.backend.net.switch import Port
 from domU.frontend.net import NetFrontend
 from domU.inet import open_inet
 

@@ -81,6 +81,8 @@ def test_what_is_no_card(text: str, message: str) -> None:
         ("bridge=a b", "bridge=a b is not the name of a bridge"),
         ("forwarddev=f", "colo is not built yet"),
         ("script=/etc/xen/scripts/vif-bridge,backend=Domain-0,bridge=br0.5", None),
+        ("script=vif-bridge,forward=1:2", "forward= is for xen-py's own switches: not together with script="),
+        ("script=vif-bridge,vlan=5", "vlan= is for xen-py's own switches: not together with script="),
     ],
 )
 def test_what_cannot_be_had(text: str, reason: str | None) -> None:
@@ -134,6 +136,8 @@ def test_nodes_are_libxls() -> None:
     assert [name for name, _ in nic.device().back] == [*names, "hotplug-status"]
     assert dict(nic.device().back)["rate"] == "50000,50000"
     assert dict(nic.device().front)["trusted"] == "0"
+    (nic,) = settle([spec("script=vif-bridge")], UUID)
+    assert nic.device().back[:3] == (("script", SCRIPT), ("mac", nic.mac), ("linux-bridge", "1"))
 
 
 def test_json_is_libxls() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A guest that attacks its neighbours by its rings, at length: 100,000 contents of slots for each way to be kept in.
+"""A guest that attacks its neighbours by its rings: 100,000 contents of slots for each way to be kept in.
 
     python -m tests.soak.forgeries [--contents 100000] [--first 0]
 

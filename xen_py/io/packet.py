@@ -33,7 +33,8 @@ _MOST_EXTENSIONS = 8
 _FRAGMENT = 44
 EXTENSIONS = (0, 43, 60, _FRAGMENT)
 """IPv6 headers that may be in front of the transport's: hop-by-hop, routing, destination, fragment."""
-_CHECKSUM_AT = {TCP: 16, UDP: 6}
+CHECKSUM_AT = {TCP: 16, UDP: 6}
+"""Where in its header a transport has its checksum."""
 _FIN_PSH, _CWR = 0x09, 0x80
 
 
@@ -138,14 +139,18 @@ def internet_sum(data: bytes | bytearray | memoryview, start: int = 0) -> int:
     return 0xFFFF if total and not folded else folded
 
 
-def transport_checksum(data: bytes, found: Headers) -> int:
-    """What the TCP or UDP checksum must be, whatever is in its field now."""
-    at = found.transport + _CHECKSUM_AT[found.protocol]
+def pseudo_header_sum(data: bytes, found: Headers) -> int:
+    """The sum of what TCP and UDP have in their checksum of the IP header: what a blank checksum begins with."""
     addresses = data[found.network + 12 : found.network + 20]
     if found.version == 6:
         addresses = data[found.network + 8 : found.network + 40]
-    start = int.from_bytes(addresses, "big") + found.protocol + found.end - found.transport
-    start += int.from_bytes(data[found.transport : at], "big")
+    return internet_sum(addresses, found.protocol + found.end - found.transport)
+
+
+def transport_checksum(data: bytes, found: Headers) -> int:
+    """What the TCP or UDP checksum must be, whatever is in its field now."""
+    at = found.transport + CHECKSUM_AT[found.protocol]
+    start = pseudo_header_sum(data, found) + int.from_bytes(data[found.transport : at], "big")
     value = 0xFFFF - internet_sum(data[at + 2 : found.end], start)
     return 0xFFFF if not value and found.protocol == UDP else value
 
@@ -155,7 +160,7 @@ def checksum_is_right(data: bytes) -> bool:
     found = headers(data)
     if found is None or not _has_checksum(found):
         return True
-    at = found.transport + _CHECKSUM_AT[found.protocol]
+    at = found.transport + CHECKSUM_AT[found.protocol]
     value = data[at] << 8 | data[at + 1]
     if found.protocol == UDP and found.version == 4 and not value:
         return True
@@ -163,7 +168,7 @@ def checksum_is_right(data: bytes) -> bool:
 
 
 def _has_checksum(found: Headers) -> bool:
-    room = _CHECKSUM_AT.get(found.protocol)
+    room = CHECKSUM_AT.get(found.protocol)
     return room is not None and found.transport + room + 2 <= found.end
 
 
@@ -180,7 +185,7 @@ def complete(packet: Packet) -> Packet:
     found = headers(packet.data)
     if found is None or not _has_checksum(found):
         return packet._replace(csum=Csum.UNKNOWN)
-    at = found.transport + _CHECKSUM_AT[found.protocol]
+    at = found.transport + CHECKSUM_AT[found.protocol]
     value = transport_checksum(packet.data, found)
     data = b"".join((packet.data[:at], value.to_bytes(2, "big"), packet.data[at + 2 :]))
     return packet._replace(data=data, csum=Csum.VALID)
@@ -235,5 +240,5 @@ def flow(data: bytes) -> int:
     if found is None:
         return zlib.crc32(data[:12])
     first, last = (8, 40) if found.version == 6 else (12, 20)
-    ports = data[found.transport : found.transport + 4] if found.protocol in _CHECKSUM_AT else b""
+    ports = data[found.transport : found.transport + 4] if found.protocol in CHECKSUM_AT else b""
     return zlib.crc32(data[found.network + first : found.network + last] + ports)

@@ -2,12 +2,13 @@
 """The network backend: what netback is on a Xen host, for one vif of one guest, on a switch instead of a Linux bridge.
 
 What the toolstack writes for it is what libxl writes: `mac`, `bridge`, `ip`, `rate` (bytes and microseconds), `mtu`,
-`vlan`; and `forward`, which is ours. What it offers: scatter-gather, checksum and segmentation offload for TCP over
-IPv4 and IPv6, several queues, event channels of their own for sending and receiving, multicast control, hashes by the
-frontend's key (`hashing`). The only way to receive is rx-copy.
+`vlan`, `vifname`; and `forward` and `linux-bridge`, which are ours. What it offers: scatter-gather, checksum and
+segmentation offload for TCP over IPv4 and IPv6, several queues, event channels of their own for sending and receiving,
+multicast control, hashes by the frontend's key (`hashing`). The only way to receive is rx-copy.
 
 A vif is on its switch while both halves are connected: that is its carrier. The rings' work is in `transmit` and
-`receive`. There is no hotplug script to wait for: the switch is in this process, and `hotplug-status` says so at once.
+`receive`. There is no hotplug script to wait for: the switch is in this process, or what the script would do on a Linux
+bridge is done here (`tap`), and `hotplug-status` says so at once.
 Owner: the trio thread.
 """
 
@@ -24,7 +25,8 @@ from dom0.backend.net.forward import Forward, parse_forwards
 from dom0.backend.net.hashing import Hashing
 from dom0.backend.net.lane import PacketLane
 from dom0.backend.net.receive import Offers, RxServer
-from dom0.backend.net.switch import DEFAULT_BRIDGE, Port, Vlans, VlanSyntaxError
+from dom0.backend.net.switch import DEFAULT_BRIDGE, Port, Switch, Vlans, VlanSyntaxError
+from dom0.backend.net.tap import Tap, TapFailed, open_tap
 from dom0.backend.net.transmit import Credit, Groups, TxServer
 from xen_py.drive import bus
 from xen_py.drive.bus import BadNode, Bus, Nodes
@@ -64,6 +66,7 @@ class NetBackend(Backend):
         self.vif = f"vif{frontend.domid}.{devid}"
         self.port: Port | None = None
         self.bridge = DEFAULT_BRIDGE
+        self._tap: Tap | None = None
         self._mac = bytes(6)
         self._mtu = DEFAULT_MTU
         self._vlans: Vlans | None = None
@@ -92,6 +95,14 @@ class NetBackend(Backend):
         self.bridge = bus.text(settings, "bridge", DEFAULT_BRIDGE)
         self._mtu = bus.number(settings, "mtu", 68, _LARGEST_MTU, DEFAULT_MTU)
         self._credit = _credit(bus.text(settings, "rate", ""))
+        if bus.flag(settings, "linux-bridge") and self._tap is None:
+            name = bus.text(settings, "vifname", self.vif)
+            try:
+                self._tap = open_tap(name, self.bridge, self._mtu, self.frontend.bridges.apart(name))
+            except TapFailed as error:
+                await self.bus.write(f"{self.own}/hotplug-error", str(error))
+                await self.bus.write(f"{self.own}/hotplug-status", "error")
+                raise DeviceFailed(f"the card cannot be put on the Linux bridge {self.bridge}: {error}") from error
         return {
             **dict.fromkeys(_FEATURES, "1"),
             "feature-rx-flip": "0",
@@ -99,12 +110,22 @@ class NetBackend(Backend):
             "hotplug-status": "connected",
         }
 
+    @property
+    def switch(self) -> Switch:
+        """Where its port is, or will be."""
+        return self._tap.switch if self._tap is not None else self.frontend.bridges.get(self.bridge)
+
+    async def close(self) -> None:
+        if self._tap is not None:
+            self._tap.close()
+            self._tap = None
+
     async def connect(self, nodes: Nodes) -> Mapping[str, str]:
         if not bus.flag(nodes, "request-rx-copy"):
             raise BadNode("the frontend does not ask for rx-copy, and there is no other way to receive")
         offers = Offers.of(nodes, self._mtu)
         groups = self._groups = Groups()
-        switch = self.frontend.bridges.get(self.bridge)
+        switch = self.switch
         port = self.port = Port(switch, self.vif, self._deliver, self._mac, self._vlans, self._filter)
         port.settle = self._settle
         port.addresses, port.forwards = self._addresses, self._forwards
@@ -116,6 +137,9 @@ class NetBackend(Backend):
             await self._open_control(nodes)
         for number in range(queues):
             await self._open_lane(port, nodes, f"queue-{number}/" if queues > 1 else "", offers)
+        if self._tap is not None:
+            self._tap.plug_in()
+            self.start(lambda tap: tap.serve(), self._tap)
         return {}
 
     def _watched(self) -> list[str]:
@@ -196,6 +220,8 @@ class NetBackend(Backend):
         return receivers[flow(packet.data) % len(receivers)].deliver(packet)
 
     async def do_disconnect(self) -> None:
+        if self._tap is not None:
+            self._tap.stop()
         if self.port is not None:
             self.port.unplug()
         for sender in self._senders:
@@ -213,6 +239,8 @@ class NetBackend(Backend):
         found = super().statistics() | {"bridge": self.bridge, **{f"vif_{k}": v for k, v in self._tally.items()}}
         if self.port is not None:
             found["port"] = self.port.statistics()
+        if self._tap is not None:
+            found["tap"] = self._tap.statistics()
         found["hashing"] = self._hashing.statistics()
         for lane in self._lanes:
             found |= {name: found.get(name, 0) + count for name, count in lane.statistics().items()}

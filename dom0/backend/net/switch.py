@@ -373,6 +373,10 @@ class Bridges:
     def find(self, name: str) -> Switch | None:
         return self._switches.get(name)
 
+    def apart(self, name: str) -> Switch:
+        """A switch that is none of these: nobody finds it by its name."""
+        return Switch(name, self._now)
+
     def all(self) -> list[Switch]:
         return list(self._switches.values())
 
