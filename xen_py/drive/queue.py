@@ -273,8 +273,9 @@ class BackQueue:
                 lendings = self._lendings
                 if not waited:  # a frontend that never lets the ring run dry must not keep the others waiting
                     await trio.lowlevel.cancel_shielded_checkpoint()
-                if lendings == self._lendings:  # or they went with the ring
+                if lendings == self._lendings:
                     return taken
+                continue  # they went with the ring
             if not ring.final_check():
                 await self._bell.wait()
                 waited = True

@@ -109,7 +109,7 @@ class TxServer:
         self._counts = counts
         self._assembler = TxAssembler()
         self._lane = lane
-        self._in_lane = False
+        self._in_lane = self._again = False
         self._error: Exception | None = None
         """What went wrong while an event was dealt with in the lane."""
         queue.wake = self._on_event
@@ -140,8 +140,9 @@ class TxServer:
             self._on_event()
 
     def _on_event(self) -> None:
-        if self._in_lane:
-            return  # a guest has answered at once; who is in the lane looks again before it leaves
+        if self._in_lane:  # a guest has answered at once
+            self._again = True
+            return
         self._in_lane = True
         try:
             self._take_from_lane()
@@ -156,6 +157,7 @@ class TxServer:
         for _ in range(_MOST_TURNS):
             if lane is None or not queue.lent:
                 return
+            self._again = False
             sent, odd = lane.take()
             found = [self._made(*each) for each in sent]
             self._send(packet for packet in found if packet is not None)  # who waits for them is told first
@@ -164,7 +166,7 @@ class TxServer:
                 queue.tell()
             if odd or settled & Settled.BROKEN:
                 break
-            if not settled & Settled.MORE:
+            if not settled & Settled.MORE and not self._again:
                 return
         self._take_back()  # the server gives way to others, too
 
