@@ -151,7 +151,7 @@ async def test_nothing_that_the_filters_forbid_arrives(scene: str) -> None:
         three.device(Listener) as third,
     ):
         attack = Attack(one, other, third, random.Random(6), judge)
-        await attack.run(3000)
+        await attack.run(6000)
         assert (attack.counts["arrived"] > 200) is much
         assert (attack.counts["arrived_large"] > 10) is much
         assert attack.counts["connections"] > 3
