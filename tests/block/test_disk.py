@@ -5,17 +5,19 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import trio
 
-from dom0.backend.block.backend import BlockBackend
+from dom0.backend.block.backend import PERSISTENT, BlockBackend
 from dom0.backend.block.image import Disk, RawDisk
 from dom0.toolstack.diskspec import parse
 from dom0.toolstack.domain import ToolstackError
 from domU.frontend.block import BlockFrontend, DiskFailed
 from tests.block.guests import XVDA, backend_of, grants_of, image, one_guest
+from xen_py.drive.bus import Nodes
 from xen_py.drive.half import DeviceFailed
 from xen_py.drive.queue import QueueClosed
 from xen_py.io.blkif import DiskInfo, Operation, Request, Segment, Status, pack_segments
@@ -37,8 +39,27 @@ class WideAndForgetful(Wide, Forgetful):
 KINDS = (BlockFrontend, Wide, Forgetful, WideAndForgetful)
 
 
+@pytest.mark.parametrize("asked", [False, True])
+async def test_persistent_grants_are_for_who_asks(tmp_path: Path, asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raw files are served without a pin: there they would only cost the guest its copies."""
+    offered: list[bytes] = []
+
+    class Curious(BlockFrontend):
+        async def publish(self, nodes: Nodes) -> Mapping[str, str]:
+            offered.append(nodes["feature-persistent"])
+            return await super().publish(nodes)
+
+    monkeypatch.setenv(PERSISTENT, str(int(asked)))
+    async with one_guest(f"{image(tmp_path / 'disk')},raw,xvda,rw") as (_, guest), guest.device(Curious, XVDA) as disk:
+        assert await disk.read(0, 512)
+    assert offered == [b"1" if asked else b"0"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
-async def test_what_is_written_is_read_and_in_the_file(tmp_path: Path, kind: type[BlockFrontend]) -> None:
+async def test_what_is_written_is_read_and_in_the_file(
+    tmp_path: Path, kind: type[BlockFrontend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PERSISTENT, "1")
     path = image(tmp_path / "disk")
     model = bytearray(path.read_bytes())
     dice = random.Random(kind.__name__)

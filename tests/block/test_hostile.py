@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from dom0.backend.block.backend import PERSISTENT
 from domU.frontend.block import BlockFrontend
 from tests.block.guests import XVDA, backend_of, grants_of, image, one_guest
 from tests.block.nonsense import ERROR, OKAY, UNKNOWN, plain, send_nonsense
@@ -20,17 +21,16 @@ SECTORS = 256
 
 
 @pytest.mark.parametrize("persistent", [False, True])
-async def test_each_mistake_has_its_answer(tmp_path: Path, persistent: bool) -> None:
+async def test_each_mistake_has_its_answer(
+    tmp_path: Path, persistent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PERSISTENT, str(int(persistent)))
     path, other = image(tmp_path / "disk", SECTORS), image(tmp_path / "other", SECTORS)
     before = path.read_bytes()
 
-    class Frontend(BlockFrontend):
-        pass
-
-    Frontend.persistent = persistent
     async with (
         one_guest(f"{path},raw,xvda,rw", f"{other},raw,xvdb,rw") as (_, guest),
-        guest.device(Frontend, XVDA) as disk,
+        guest.device(BlockFrontend, XVDA) as disk,
     ):
         page = guest.kernel.allocate()
         ref = disk.grant(page)

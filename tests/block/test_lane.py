@@ -259,6 +259,21 @@ async def test_what_is_wrong_is_left_to_python(
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("ring_pages", [1, 4])
+async def test_bursts_of_requests_that_come_one_by_one(tmp_path: Path, ring_pages: int) -> None:
+    """Answers may be held back for more to come, never for good."""
+    dice = random.Random(ring_pages)
+    async with bench(image(tmp_path / "disk", SECTORS), ring_pages=ring_pages) as b:
+        for burst in [1, 2, 8, 32, 32, 31, 1, 1, *(dice.randint(1, 32) for _ in range(80))]:
+            for _ in range(burst):
+                b.put(Operation.READ, dice.randrange(SECTORS - 8), whole([dice.randrange(DATA, PAGES)]))
+                b.push()
+                for _ in range(dice.randrange(300)):
+                    pass
+            assert len(await b.responses(burst)) == burst
+        assert b.lane.statistics()["requests"] > 1000
+
+
 GRANT = 200
 """A reference that Python, for which it is none, answers with an error."""
 BAD_ENTRIES = [

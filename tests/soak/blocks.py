@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import native_build
+from dom0.backend.block.backend import PERSISTENT
 from dom0.image.paths import images_dir
 from tests.block import qemu
 from tests.block.linux import ext4_disk, run
@@ -60,7 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ["PATH"] = f"{qemu.tools(report.folder)}:{os.environ['PATH']}"
         ramdisk = _initramfs(report.folder)
         if options.seconds:
+            os.environ[PERSISTENT] = "1"
             _integrity(report, ramdisk, options.seconds, random.Random(options.seed))
+            del os.environ[PERSISTENT]
         if options.kills:
             run_kills(report, ramdisk, options.kills, random.Random(options.seed))
     return report.status

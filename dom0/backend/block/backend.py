@@ -3,7 +3,8 @@
 
 What the toolstack writes for it is what libxl writes: `params` (the path, after the format and a colon where the disk
 is not raw), `mode` (r or w), `device-type` (disk or cdrom), `removable`, `discard-enable`. What it offers: flushes,
-barriers, discard, persistent grants, indirect requests, rings of up to 16 pages, several queues.
+barriers, discard, indirect requests, rings of up to 16 pages, several queues, and persistent grants where they are a
+gain: a frontend pays for them by copying all data, and a raw file is served without a pin anyway (`lane`).
 
 A file that grows or shrinks is noticed while the guest runs: `sectors` is written anew and Connected once more, which
 frontends take for the news (blkfront does). Owner: the trio thread.
@@ -11,6 +12,7 @@ frontends take for the news (blkfront does). Owner: the trio thread.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -38,6 +40,8 @@ PERSISTENT_FRAMES = 1056
 LOOK_SECONDS = 1.0
 """How often the disk's size is looked at."""
 _NATIVE = "x86_64-abi"
+PERSISTENT = "XENPY_BLOCK_PERSISTENT"
+"""Environment of the host: 1 has persistent grants offered for raw files too."""
 
 
 class PinnedAnew:
@@ -60,7 +64,7 @@ class BlockBackend(Backend):
         self._disk: Disk = EmptyDrive()
         self._info = DiskInfo(0)
         self._discard = False
-        self._persistent = False
+        self._offers_persistent = self._persistent = False
         self._requests: Counter[str] = Counter()
         self._watching = trio.CancelScope()
         self._lanes: list[Lane] = []
@@ -80,10 +84,11 @@ class BlockBackend(Backend):
         if self._disk.readonly:
             self._info |= DiskInfo.READONLY
         self._discard = self._disk.can_discard and bus.flag(settings, "discard-enable", True)
+        self._offers_persistent = type(self._disk) is not RawDisk or os.environ.get(PERSISTENT) == "1"
         features = {
             "feature-barrier": "1",
             "feature-flush-cache": "1",
-            "feature-persistent": "1",
+            "feature-persistent": str(int(self._offers_persistent)),
             "feature-max-indirect-segments": str(MAX_INDIRECT_SEGMENTS),
             "multi-queue-max-queues": str(MAX_QUEUES),
             "feature-discard": str(int(self._discard)),
@@ -104,7 +109,7 @@ class BlockBackend(Backend):
         protocol = bus.text(nodes, "protocol", _NATIVE)
         if protocol != _NATIVE:
             raise BadNode(f"the frontend speaks {protocol!r}; only {_NATIVE} is spoken here")
-        self._persistent = bus.flag(nodes, "feature-persistent")
+        self._persistent = self._offers_persistent and bus.flag(nodes, "feature-persistent")
         queues = bus.number(nodes, "multi-queue-num-queues", 1, MAX_QUEUES, 1)
         for number in range(queues):
             await self.open_queue(self.ring, nodes, f"queue-{number}/" if queues > 1 else "")

@@ -22,6 +22,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #define MOST_PAGES 16
@@ -30,7 +31,10 @@
 #define PAGE 4096
 #define PLAIN_SEGMENTS 11
 #define MOST_SEGMENTS 256
-#define AT_ONCE 32 // requests between two looks at whether the frontend or the host wants something
+#define AT_ONCE 32 // answers that the frontend is shown together, at most
+#define REQUEST_NS 30000 // what an emulated guest needs for a request, and for each segment of it
+#define SEGMENT_NS 4000
+#define LOOK_EVERY 8 // bursts
 
 enum { OP_READ = 0, OP_WRITE = 1, OP_INDIRECT = 6 };
 
@@ -44,6 +48,8 @@ struct xenpy_blocks {
     uint64_t sectors;
     // done by this side
     uint64_t requests, bytes_read, bytes_written, given_back;
+    // how many answers the frontend was shown together, the last time; how often; segments of the last request
+    uint32_t burst, bursts, last_count;
     // fixed
     uint8_t *pages[MOST_PAGES];
     uint32_t slots, unit;
@@ -197,6 +203,7 @@ static bool serve(struct xenpy_blocks *b, const uint8_t *slot)
             return false;
     *(w.read ? &b->bytes_read : &b->bytes_written) += w.total * 512;
     b->requests++;
+    b->last_count = w.count;
     memcpy(response, slot + 8, 8);
     response[8] = w.read ? OP_READ : OP_WRITE;
     put_response(b, response, sizeof response);
@@ -211,51 +218,92 @@ static void call(int fd)
         return; // its count is full: whoever reads it has still to come
 }
 
-// Show the frontend what has been answered since `shown`, and tell it if it sleeps.
-static uint32_t show(struct xenpy_blocks *b, uint32_t shown)
+// Whether the frontend wants an event for what has been answered since `shown`. A barrier comes before.
+static bool wants_event(struct xenpy_blocks *b, uint32_t shown)
 {
-    uint32_t now = b->produced;
+    return b->produced - __atomic_load_n(index_word(b, 3), __ATOMIC_SEQ_CST) < b->produced - shown;
+}
 
-    if (now == shown)
-        return now;
+// Show the frontend what has been answered since `shown`, and tell it if it sleeps. Before this side sleeps itself, it
+// asks for an event (`ask`); one barrier does for both questions.
+static void show(struct xenpy_blocks *b, uint32_t shown, bool ask)
+{
+    if (b->produced == shown && !ask)
+        return;
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    __atomic_store_n(index_word(b, 2), now, __ATOMIC_SEQ_CST);
+    __atomic_store_n(index_word(b, 2), b->produced, __ATOMIC_SEQ_CST);
+    if (ask)
+        __atomic_store_n(index_word(b, 1), b->consumed + 1, __ATOMIC_SEQ_CST);
     xenpy_fence_all();
-    if (now - __atomic_load_n(index_word(b, 3), __ATOMIC_SEQ_CST) < now - shown && xenpy_bell_ring(b->bell, b->port))
+    if (wants_event(b, shown) && xenpy_bell_ring(b->bell, b->port))
         call(b->bell_fd);
-    return now;
+}
+
+static uint64_t now(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
+}
+
+static uint32_t available(struct xenpy_blocks *b)
+{
+    return __atomic_load_n(index_word(b, 0), __ATOMIC_ACQUIRE) - b->consumed;
+}
+
+// Requests are served faster here than an emulated guest makes them, and an event for each of them costs it more than
+// the request does. So where the last burst was of several, the answers of this one are held back until there are as
+// many, as long as the guest needs for another request like the last; now and then for one more, as bursts grow.
+static bool more_will_come(struct xenpy_blocks *b, uint32_t shown)
+{
+    uint32_t here = b->produced - shown;
+    uint64_t end;
+
+    if (!here || here == b->slots || (here >= b->burst && (here > b->burst || b->bursts % LOOK_EVERY)))
+        return false;
+    end = now() + REQUEST_NS + b->last_count * SEGMENT_NS;
+    do {
+        for (int n = 0; n < 32; n++)
+            __builtin_ia32_pause();
+        if (available(b))
+            return true;
+    } while (!__atomic_load_n(&b->wanted, __ATOMIC_ACQUIRE) && now() < end);
+    return false;
 }
 
 // Until the ring is empty (true), or Python has to look at it.
 static bool serve_all(struct xenpy_blocks *b)
 {
     uint8_t slot[SLOT];
-    uint32_t shown = b->produced;
+    uint32_t shown = b->produced, count;
 
     for (;;) {
-        uint32_t available = __atomic_load_n(index_word(b, 0), __ATOMIC_ACQUIRE) - b->consumed;
-        if (available > b->slots - (b->consumed - b->produced)) {
-            show(b, shown);
-            return false;
-        }
-        for (uint32_t n = 0; available; available--, n++) {
-            if (n % AT_ONCE == AT_ONCE - 1)
-                shown = show(b, shown);
-            if (__atomic_load_n(&b->wanted, __ATOMIC_ACQUIRE)) {
-                show(b, shown);
+        while ((count = available(b)) || more_will_come(b, shown)) {
+            if (count > b->slots - (b->consumed - b->produced) || __atomic_load_n(&b->wanted, __ATOMIC_ACQUIRE)) {
+                show(b, shown, false);
                 return false;
             }
-            copy_slot(b, b->consumed, slot);
-            if (!serve(b, slot)) {
-                show(b, shown);
-                return false;
+            for (; count; count--) {
+                copy_slot(b, b->consumed, slot);
+                if (!serve(b, slot)) {
+                    show(b, shown, false);
+                    return false;
+                }
+                b->consumed++;
+                if (b->produced - shown == AT_ONCE) {
+                    show(b, shown, false);
+                    shown = b->produced;
+                }
             }
-            b->consumed++;
         }
-        shown = show(b, shown);
-        __atomic_store_n(index_word(b, 1), b->consumed + 1, __ATOMIC_SEQ_CST);
-        xenpy_fence_all();
-        if (__atomic_load_n(index_word(b, 0), __ATOMIC_ACQUIRE) == b->consumed)
+        if (b->produced != shown) {
+            b->burst = b->produced - shown;
+            b->bursts++;
+        }
+        show(b, shown, true);
+        shown = b->produced;
+        if (!available(b))
             return !__atomic_load_n(&b->wanted, __ATOMIC_ACQUIRE);
     }
 }
