@@ -30,8 +30,8 @@ LEAST_SEGMENT = 48
 """No TCP has smaller segments; what asks for them asks for much work with little."""
 _MOST_TAGS = 2
 _MOST_EXTENSIONS = 8
-_FRAGMENT = 44
-EXTENSIONS = (0, 43, 60, _FRAGMENT)
+IPV6_FRAGMENT = 44
+EXTENSIONS = (0, 43, 60, IPV6_FRAGMENT)
 """IPv6 headers that may be in front of the transport's: hop-by-hop, routing, destination, fragment."""
 CHECKSUM_AT = {TCP: 16, UDP: 6}
 """Where in its header a transport has its checksum."""
@@ -111,7 +111,7 @@ def _ipv6(data: bytes, at: int) -> Headers | None:
     for _ in range(_MOST_EXTENSIONS):
         if protocol not in EXTENSIONS or transport + 8 > end:
             break
-        if protocol == _FRAGMENT:
+        if protocol == IPV6_FRAGMENT:
             later = (data[transport + 2] << 8 | data[transport + 3]) & 0xFFF8
             protocol, transport = (-1 if later else data[transport]), transport + 8
         else:
@@ -125,7 +125,7 @@ def is_fragment(data: bytes, found: Headers) -> bool:
         return bool((data[found.network + 6] << 8 | data[found.network + 7]) & 0x3FFF)
     kind, at = data[found.network + 6], found.network + 40
     while at < found.transport:
-        if kind == _FRAGMENT:
+        if kind == IPV6_FRAGMENT:
             return True
         kind, at = data[at], at + 8 + data[at + 1] * 8
     return False

@@ -9,10 +9,10 @@ for frames whose checksums are known to be right: those of a network stack of th
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from xen_py.io.netif import GsoType
-from xen_py.io.packet import ETHERNET, IPV4, IPV6, LEAST_SEGMENT, TCP, Csum, Packet, internet_sum
+from xen_py.io.packet import ETHERNET, IPV4, IPV6, LEAST_SEGMENT, TCP, Csum, Headers, Packet, internet_sum
 
 _LONGEST = 0xFFFF - 256
 _ACK, _PSH = 0x10, 0x08
@@ -59,13 +59,21 @@ class _Stream:
         self.closed = other.size < self.size or bool(other.flags & _PSH)
         return True
 
+    @property
+    def version(self) -> int:
+        return 4 if self.network + 20 == self.transport else 6
+
+    def cut(self) -> Packet:
+        """The first frame alone, to be cut into segments of `size`."""
+        return Packet(self.data, Csum.BLANK, GsoType.TCPV4 if self.version == 4 else GsoType.TCPV6, self.size)
+
     def packet(self) -> Packet:
         if len(self.parts) == 1:
             return Packet(self.data, Csum.VALID)
         whole = bytearray().join(self.parts)
         whole[self.transport + 13] = self.flags
         length = len(whole) - self.network
-        if self.network + 20 == self.transport:
+        if self.version == 4:
             struct.pack_into(">H", whole, self.network + 2, length)
             whole[self.network + 10 : self.network + 12] = b"\0\0"
             value = 0xFFFF - internet_sum(whole[self.network : self.transport])
@@ -75,8 +83,11 @@ class _Stream:
         return Packet(bytes(whole), Csum.BLANK, GsoType.TCPV6, self.size)
 
 
-def merged(frames: Iterable[bytes]) -> Iterator[Packet]:
-    """The packets of the frames, in an order in which no stream's are changed."""
+def merged(frames: Iterable[bytes], largest: Callable[[bytes, Headers], int]) -> Iterator[Packet]:
+    """The packets of the frames, in an order in which no stream's are changed.
+
+    `largest` is the payload that the receiver of a segment takes: one that has more says how it may be cut.
+    """
     streams: dict[bytes, _Stream] = {}
     for data in frames:
         found = _stream(data)
@@ -88,6 +99,14 @@ def merged(frames: Iterable[bytes]) -> Iterator[Packet]:
             continue
         key = _key(data, found)
         known = streams.get(key)
+        most = largest(data, Headers(found.network, found.version, found.transport, TCP, len(found.data)))
+        if found.size > most:
+            if known is not None:
+                yield known.packet()
+                del streams[key]
+            found.size = most
+            yield found.cut()
+            continue
         if known is not None and known.add(found):
             continue
         if known is not None:

@@ -8,8 +8,8 @@ is missing is said once. Guests' requests for addresses are answered here (`dom0
     network 10.0.2.0/24     gateway 10.0.2.2, which is the host    names 10.0.2.3    guests from 10.0.2.15 on
     fd0a:0:2::/64           gateway fd0a:0:2::2                    names fd0a:0:2::3
 
-A segment that a guest leaves to be cut goes to the process in one piece, and what comes from there in pieces is put
-together again (`dom0.backend.net.merge`). Owner: the trio thread.
+Between the process and us segments are large both ways (`dom0.backend.net.sizes`); what comes from there in pieces all
+the same is put together again (`dom0.backend.net.merge`). Owner: the trio thread.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,12 @@ import trio
 from dom0.backend.net.dhcp import Leases
 from dom0.backend.net.forward import Forward
 from dom0.backend.net.merge import merged
+from dom0.backend.net.sizes import LINK_MTU, SegmentSizes, fragments
 from dom0.backend.net.slirp import LIBRARY, LONGEST, MISSING
 from dom0.backend.net.switch import PacketQueue, Port, Switch
 from dom0.host.sandbox import TITLE_ROOM
 from xen_py.drive.bell import Bell
+from xen_py.io.netif import GsoType
 from xen_py.io.packet import ETHERNET, VLANS, Csum, Packet, complete
 
 NETWORK = IPv4Network("10.0.2.0/24")
@@ -54,7 +56,7 @@ _SETTINGS = {
     "network6": str(NETWORK6.network_address),
     "gateway6": "fd0a:0:2::2",
     "dns6": "fd0a:0:2::3",
-    "mtu": MTU,
+    "mtu": LINK_MTU,
 }
 
 
@@ -73,6 +75,8 @@ class World:
         self._asked: dict[int, str] = {}
         self._numbers = 0
         self._counts: Counter[str] = Counter()
+        self._sizes = SegmentSizes()
+        self._fragmented = 0
         self.running = False
         self._port = switch.plug("world", self._deliver)
         for port in switch.ports:
@@ -93,7 +97,7 @@ class World:
             return False
         if not data[0] & 1 and data[:2] not in _BEHIND_US:
             return True  # for somebody whom the switch does not know, and who is not behind us
-        return self._outward.put(complete(packet))
+        return self._outward.put(complete(self._sizes.outward(packet)))
 
     def _plugged(self, port: Port, there: bool) -> None:
         """A vif has come or gone: it keeps its address, and its ports lead to it."""
@@ -216,7 +220,16 @@ class World:
                 pass
             except ConnectionError:
                 return
-            self._port.send_all(merged(frame for frame in frames if len(frame) >= ETHERNET))
+            self._port.send_all(self._arrived(frames))
+
+    def _arrived(self, frames: list[bytes]) -> Iterator[Packet]:
+        """What the stack has sent, as a wire would bring it but for segments, which may be large."""
+        for packet in merged((frame for frame in frames if len(frame) >= ETHERNET), self._sizes.of):
+            if packet.gso is not GsoType.NONE or len(packet.data) <= ETHERNET + MTU:
+                yield packet
+                continue
+            self._fragmented += 1
+            yield from (Packet(piece, Csum.VALID) for piece in fragments(packet.data, MTU, self._fragmented))
 
     def _answered(self, number: int, error: str) -> None:
         what = self._asked.pop(number, "")
@@ -227,7 +240,13 @@ class World:
             self._counts["forwards"] += 1
 
     def statistics(self) -> dict[str, Any]:
-        return {"running": self.running, "waiting": len(self._outward), **self._counts}
+        return {
+            "running": self.running,
+            "waiting": len(self._outward),
+            **self._sizes.statistics(),
+            "fragmented": self._fragmented,
+            **self._counts,
+        }
 
 
 def _address6(mac: bytes, addresses: Sequence[IPv4Address | IPv6Address]) -> IPv6Address | None:
