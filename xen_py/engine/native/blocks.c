@@ -47,7 +47,7 @@ struct xenpy_blocks {
     uint32_t consumed, produced;
     uint64_t sectors;
     // done by this side
-    uint64_t requests, bytes_read, bytes_written, given_back;
+    uint64_t requests, bytes_read, bytes_written, given_back, events;
     // how many answers the frontend was shown together, the last time; how often; segments of the last request
     uint32_t burst, bursts, last_count;
     // fixed
@@ -235,7 +235,10 @@ static void show(struct xenpy_blocks *b, uint32_t shown, bool ask)
     if (ask)
         __atomic_store_n(index_word(b, 1), b->consumed + 1, __ATOMIC_SEQ_CST);
     xenpy_fence_all();
-    if (wants_event(b, shown) && xenpy_bell_ring(b->bell, b->port))
+    if (!wants_event(b, shown))
+        return;
+    b->events++;
+    if (xenpy_bell_ring(b->bell, b->port))
         call(b->bell_fd);
 }
 
@@ -298,7 +301,8 @@ static bool serve_all(struct xenpy_blocks *b)
             }
         }
         if (b->produced != shown) {
-            b->burst = b->produced - shown;
+            uint32_t here = b->produced - shown;
+            b->burst = here > b->burst ? here : (here + b->burst) / 2; // a guest that was held up once may go on
             b->bursts++;
         }
         show(b, shown, true);
