@@ -292,6 +292,7 @@ bool xpy_attend(struct xpy_engine *e)
     if (!runs)
         return false;
     e->fast.kicks++;
+    run_timers(e); /* one may have come to nobody while we were still taken for asleep */
     update_time(e, time_area);
     return xpy_upcall(e);
 }
