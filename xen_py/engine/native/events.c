@@ -228,8 +228,9 @@ static bool wait_for_something(struct xpy_engine *e)
             left.tv_nsec = (long)((until - now) % 1000000000u);
         }
     }
-    if (ppoll(fds, 2, patience, NULL) < 0)
-        return errno == EINTR && __atomic_load_n(&e->kicked, __ATOMIC_SEQ_CST);
+    e->stopped = 0;
+    if (ppoll(fds, 2, patience, NULL) < 0) /* any other signal is Python's to handle */
+        return errno == EINTR && e->stopped;
     /* emptied before the marks are taken: one made later makes it readable again */
     if (fds[1].revents && read(e->paths.inbox_fd, &count, sizeof count) < 0 && errno != EAGAIN)
         return false;

@@ -189,6 +189,7 @@ struct xpy_engine {
     volatile int kicked;  /* sticky; set by any thread, cleared by the domain's own */
     volatile int asked;   /* ... and it is Python that is wanted */
     volatile int asleep;  /* in events.c, which sees to the inbox and the timer */
+    volatile int stopped; /* the stop signal has come, since this was last cleared */
     struct xpy_paths paths;
     volatile int running; /* inside uc_emu_start */
     volatile int closing;

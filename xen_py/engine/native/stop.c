@@ -71,6 +71,7 @@ static void on_stop_signal(int signal, siginfo_t *info, void *context)
     (void)info;
     if (!e)
         return;
+    e->stopped = 1;
     e->uc_emu_stop(e->uc);
     if (pc < e->code_start || pc >= e->code_end)
         return;
