@@ -42,7 +42,7 @@ class LoopLink:
         self.others: OthersGrants = _OthersOverLink(self._call)
         self._carry_out: Callable[[str, list[Any]], object] | None = None
         self.on_kept: Callable[[], None] = lambda: None
-        """Called when an order has been put aside."""
+        """Called when an order has been put aside while an answer was awaited."""
 
     # HostLink
 
@@ -151,6 +151,8 @@ class LoopLink:
             if message is None:
                 self._carry_out_grants()
                 continue
+            if self._orders:
+                self.on_kept()
             if message[0] == "answer":
                 return message[1], fds
             raise XenError(Errno(message[1]), message[2])
@@ -190,7 +192,6 @@ class LoopLink:
                 return None
             case [str(kind), int(), *_] if kind in ORDERS or kind in ("pause", "unpause", "trace"):
                 self._orders.append(message)
-                self.on_kept()
                 return None
         raise BadMessage(f"unknown message {message[0]!r} from the host")
 

@@ -80,6 +80,9 @@ class ScriptedDomain:
     def connect(self, paths: EventPaths) -> None:
         self.paths = paths
 
+    def kick(self) -> None:
+        """It looks at its orders after each step."""
+
     def deliver(self, port: Port) -> None:
         self.delivered.append(port)
 
