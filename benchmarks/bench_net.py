@@ -63,6 +63,12 @@ class Guest:
         self.session.send(line + "; echo done=$?\n")
         self.session.expect("^done=0", 300)
 
+    def up(self, address: str, device: str) -> None:
+        self.run(
+            f"until [ -e /sys/class/net/{device} ]; do sleep 0.1; done; "
+            f"ip addr add {address}/24 dev {device}; ip link set {device} up"
+        )
+
     def start(self, line: str) -> None:
         self.session.send(line + "\n")
         self.session.expect("^stream: listens", 300)
@@ -189,7 +195,7 @@ def ours(folder: Path, stream: Path) -> Iterator[tuple[Guest, Guest, str, str]]:
             config.write_text(config.read_text() + "vif = ['']\n")
             host.xl("create", config)
             guests.append(Guest(stack.enter_context(host.session("console", f"net{number}"))))
-            guests[-1].run(f"ip addr add 10.0.2.{14 + number}/24 dev eth0; ip link set eth0 up")
+            guests[-1].up(f"10.0.2.{14 + number}", "eth0")
         yield guests[0], guests[1], "10.0.2.16", "10.0.2.2"
 
 
@@ -199,10 +205,12 @@ def qemus(folder: Path, stream: Path) -> Iterator[tuple[Guest, Guest, str, str]]
     command = [shutil.which("qemu-system-x86_64") or ""]
     if not command[0]:
         command = debian.program("qemu-system-x86", "qemu-system-x86_64")
-    root = debian.unpacked(r"linux-image-[0-9.]+-[0-9]+-amd64")
-    (kernel,) = sorted(root.glob("boot/vmlinuz-*"))[-1:]
+    release = r"[0-9.]+-[0-9]+-amd64"
+    root = debian.unpacked(f"linux-image-{release}")
+    kernels = [path for path in root.glob("boot/vmlinuz-*") if re.fullmatch(f"vmlinuz-{release}", path.name)]
+    kernel = max(kernels)  # other packages' are there, too
     tree = root / "lib" / "modules" / kernel.name.removeprefix("vmlinuz-") / "kernel"
-    modules = {Path(name).name: (tree / f"{name}.ko").read_bytes() for name in VIRTIO if (tree / f"{name}.ko").exists()}
+    modules = {Path(name).name: (tree / f"{name}.ko").read_bytes() for name in VIRTIO}
     ramdisk = folder / "theirs.gz"
     ramdisk.write_bytes(
         initramfs.build(
@@ -226,8 +234,8 @@ def qemus(folder: Path, stream: Path) -> Iterator[tuple[Guest, Guest, str, str]]
             if number == 1:
                 arguments += ["-netdev", "user,id=u", "-device", "virtio-net-pci,netdev=u,romfile="]
             guests.append(Guest(stack.enter_context(Session([*command, *arguments], {"PATH": "/usr/bin:/bin"}))))
-            guests[-1].run(f"ip addr add 10.0.9.{number}/24 dev eth0; ip link set eth0 up")
-        guests[0].run("ip addr add 10.0.2.15/24 dev eth1; ip link set eth1 up")
+            guests[-1].up(f"10.0.9.{number}", "eth0")
+        guests[0].up("10.0.2.15", "eth1")
         yield guests[0], guests[1], "10.0.9.2", "10.0.2.2"
 
 

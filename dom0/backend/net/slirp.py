@@ -186,21 +186,26 @@ class Stack:
 
     def run(self) -> None:
         """Until the host has gone."""
+        link, poll = self._link.fileno(), select.poll()
+        timeout = _ffi.new("uint32_t *")
+        registered: dict[int, int] = {}
         while True:
             self._polled.clear()
-            timeout = _ffi.new("uint32_t *", 1000)
+            timeout[0] = 1000
             self._library.slirp_pollfds_fill(self._slirp, timeout, self._add, _ffi.NULL)
-            poll = select.poll()
-            wanted: dict[int, int] = {}
+            wanted = {link: select.POLLIN | (select.POLLOUT if self._waiting else 0)}
             for fd, events in self._polled:
                 wanted[fd] = wanted.get(fd, 0) | events
-            for fd, events in wanted.items():
-                poll.register(fd, events)
-            poll.register(self._link, select.POLLIN | (select.POLLOUT if self._waiting else 0))
+            if wanted != registered:
+                for fd in registered.keys() - wanted.keys():
+                    poll.unregister(fd)
+                for fd, events in wanted.items():
+                    poll.register(fd, events)
+                registered = wanted
             self._ready = dict(poll.poll(min(timeout[0], self._until_due())))
             self._library.slirp_pollfds_poll(self._slirp, 0, self._get, _ffi.NULL)
             self._fire()
-            happened = self._ready.get(self._link.fileno(), 0)
+            happened = self._ready.get(link, 0)
             if happened & select.POLLOUT:
                 self._flush()
             if happened & (select.POLLIN | select.POLLHUP) and not self._receive():

@@ -77,6 +77,7 @@ class World:
         self._counts: Counter[str] = Counter()
         self._sizes = SegmentSizes()
         self._fragmented = 0
+        self._link: socket.socket | None = None
         self.running = False
         self._port = switch.plug("world", self._deliver)
         for port in switch.ports:
@@ -97,7 +98,18 @@ class World:
             return False
         if not data[0] & 1 and data[:2] not in _BEHIND_US:
             return True  # for somebody whom the switch does not know, and who is not behind us
-        return self._outward.put(complete(self._sizes.outward(packet)))
+        packet = complete(self._sizes.outward(packet))
+        return self._send_now(packet.data) or self._outward.put(packet)
+
+    def _send_now(self, data: bytes) -> bool:
+        """Hand a frame to the process at once, if nothing is before it and it is taken."""
+        if self._link is None or self._orders or self._outward:
+            return False
+        try:
+            self._link.sendmsg((b"F", data))
+        except OSError:
+            return False
+        return True
 
     def _plugged(self, port: Port, there: bool) -> None:
         """A vif has come or gone: it keeps its address, and its ports lead to it."""
@@ -147,7 +159,7 @@ class World:
                     await self._serve(ours)
                     status = await trio.to_thread.run_sync(process.wait)
                 finally:
-                    self.running = False
+                    self.running, self._link = False, None
                     process.kill()
             if status == MISSING:
                 self._say(
@@ -180,7 +192,7 @@ class World:
         self._outward.clear()
         for port in self._forwards:
             self._ask(port)
-        self.running = True
+        self.running, self._link = True, link
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._send, link)
             await self._receive(link)
@@ -189,9 +201,9 @@ class World:
     async def _send(self, link: socket.socket) -> None:
         while True:
             while self._orders or self._outward:
-                message = self._orders[0] if self._orders else b"F" + self._outward.peek().data
+                message = (self._orders[0],) if self._orders else (b"F", self._outward.peek().data)
                 try:
-                    link.send(message)
+                    link.sendmsg(message)
                 except BlockingIOError:
                     await trio.lowlevel.wait_writable(link)
                     continue
