@@ -47,6 +47,9 @@ _CONFIG_VERSION = 4
 _DATAGRAMS, _ONLY_IPV6 = 1, 2
 """Of a forwarded port. The second is without effect on IPv4."""
 _POLL = {1: select.POLLIN, 2: select.POLLOUT, 4: select.POLLPRI, 8: select.POLLERR, 16: select.POLLHUP}
+_TO_POLL = [sum(flag for bit, flag in _POLL.items() if events & bit) for events in range(32)]
+_FROM_POLL = [sum(bit for bit, flag in _POLL.items() if events & flag) for events in range(32)]
+"""libslirp's bits as poll has them, and the reverse; both within 31."""
 
 _ffi = FFI()
 _ffi.cdef("""
@@ -170,12 +173,11 @@ class Stack:
 
     def _poll_callbacks(self) -> tuple[Any, Any]:
         def add(fd: int, events: int, _opaque: Any) -> int:
-            self._polled.append((fd, sum(flag for bit, flag in _POLL.items() if events & bit)))
+            self._polled.append((fd, _TO_POLL[events & 31]))
             return len(self._polled) - 1
 
         def get(index: int, _opaque: Any) -> int:
-            happened = self._ready.get(self._polled[index][0], 0)
-            return sum(bit for bit, flag in _POLL.items() if happened & flag)
+            return _FROM_POLL[self._ready.get(self._polled[index][0], 0) & 31]
 
         callback: Any = _ffi.callback
         made = callback("int(int, int, void *)", add), callback("int(int, void *)", get)
