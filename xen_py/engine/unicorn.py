@@ -80,8 +80,8 @@ uint64_t xpy_rdtsc(void);
 
 TRANSLATION_BUFFER = 16 << 20
 """Bytes for translated code, all of which a busy guest comes to use. When it is full everything is translated anew:
-Debian's kernel, from its start through a few seconds of disk jobs to its end, takes 6.1 s with 12 MiB, 5.6 s with 16 and
-5.2 s with 24; with 2 MiB several times as long."""
+Debian's kernel, from its start through a few seconds of disk jobs to its end, takes 6.1 s with 12 MiB, 5.6 s with 16
+and 5.2 s with 24; with 2 MiB several times as long."""
 
 
 @cache
