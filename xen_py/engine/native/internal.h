@@ -197,7 +197,7 @@ struct xpy_engine {
     uint64_t deadline;
     pthread_t watcher;
     bool watching;
-    pthread_t thread; /* the one inside uc_emu_start */
+    pid_t thread; /* the one inside uc_emu_start */
     struct block *cut; /* the block whose jumps were bent out of the way by a stop */
     struct {
         int32_t *at;

@@ -12,6 +12,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <time.h>
 #include <ucontext.h>
@@ -86,7 +87,10 @@ static void on_stop_signal(int signal, siginfo_t *info, void *context)
     }
 }
 
-static void signal_runner(struct xpy_engine *e) { pthread_kill(e->thread, stop_signal()); }
+static void signal_runner(struct xpy_engine *e)
+{
+    syscall(SYS_tgkill, getpid(), e->thread, stop_signal());
+}
 
 /* Marks the wish; true when a run is under way that has to be told. */
 static bool want_stop(struct xpy_engine *e)
@@ -223,7 +227,7 @@ void xpy_stop_watcher(struct xpy_engine *e)
 /* Around each run: from now on this thread is one that stops can be asked of, and no longer. */
 void xpy_enter(struct xpy_engine *e)
 {
-    e->thread = pthread_self();
+    e->thread = (pid_t)syscall(SYS_gettid);
     xpy_running_here = e;
     __atomic_store_n(&e->running, 1, __ATOMIC_SEQ_CST);
 }
