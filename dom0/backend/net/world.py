@@ -78,11 +78,15 @@ class World:
         self._sizes = SegmentSizes()
         self._fragmented = 0
         self._link: socket.socket | None = None
-        self.running = False
         self._port = switch.plug("world", self._deliver)
         for port in switch.ports:
             self._plugged(port, True)
         switch.watchers.append(self._plugged)
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a process that takes frames."""
+        return self._link is not None
 
     # ---- from the switch ----
 
@@ -159,7 +163,7 @@ class World:
                     await self._serve(ours)
                     status = await trio.to_thread.run_sync(process.wait)
                 finally:
-                    self.running, self._link = False, None
+                    self._link = None
                     process.kill()
             if status == MISSING:
                 self._say(
@@ -192,7 +196,7 @@ class World:
         self._outward.clear()
         for port in self._forwards:
             self._ask(port)
-        self.running, self._link = True, link
+        self._link = link
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._send, link)
             await self._receive(link)
