@@ -80,7 +80,8 @@ def build_engine() -> list[Path]:
     sources = sorted(ENGINE.glob("*.c"))
     if not sources or not is_stale(ENGINE_LIBRARY, [*sources, *ENGINE.glob("*.h")]):
         return []
-    zig_cc(["-target", ENGINE_TARGET, *COMMON_FLAGS, "-fPIC", "-shared", "-s", *sources], ENGINE_LIBRARY)
+    flags = ("-target", ENGINE_TARGET, *COMMON_FLAGS, "-fomit-frame-pointer", "-fPIC", "-shared", "-s")
+    zig_cc([*flags, *sources], ENGINE_LIBRARY)
     return [ENGINE_LIBRARY]
 
 

@@ -10,7 +10,9 @@ guest. Nothing in the page is trusted by the host: it checks every port and numb
     1024  outbox: the same                               domain rings, host takes
     2048  state: run state, pages, number of vCPUs, then 16 bytes for each of 64 vCPUs
 
-Each bell goes with an eventfd, which its user holds: `Bell.ring` writes it, `Bell.take` empties it first.
+Each bell goes with an eventfd, which its user holds: `Bell.ring` writes it, `Bell.take` empties it first. An inbox has
+another word for whether the domain looks at the summary by itself, as a running guest does (engine/native/look.c):
+nothing is written then.
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ _ffi, _native = open_native("""
     int xenpy_bell_ring(void *bell, uint32_t port);
     int xenpy_bell_take(void *bell, uint32_t *ports);
     int xenpy_bell_waiting(const void *bell);
+    void xenpy_bell_call(void *bell);
     void xenpy_fence(void);
     void xenpy_fence_all(void);
     int xenpy_join_fences(void);
@@ -89,7 +92,7 @@ class Bell:
         """For native code that rings it."""
 
     def ring(self, port: Port) -> None:
-        """Mark `port` and wake the other side, unless it is still to come for an earlier mark."""
+        """Mark `port` and wake the other side, unless it is still to come for an earlier mark, or looks by itself."""
         if _native.xenpy_bell_ring(self._bell, port):
             os.eventfd_write(self.eventfd, 1)
 
@@ -107,6 +110,7 @@ class Bell:
 
     def poke(self) -> None:
         """Wake the other side without a mark: there is something for it elsewhere."""
+        _native.xenpy_bell_call(self._bell)
         os.eventfd_write(self.eventfd, 1)
 
     def waiting(self) -> bool:

@@ -157,7 +157,7 @@ class GuestMemory:
         self.geometry = geometry
         self.room = room
         whole = geometry.size + (room << PAGE_SHIFT)
-        address = _mapped(_libc.mmap(_ffi.NULL, whole, 0, _NOTHING, -1, 0))
+        address = _mapped(_libc.mmap(_far_away() if room else _ffi.NULL, whole, 0, _NOTHING, -1, 0))
         # unmapped when the last view has gone, whoever holds it
         self._start: Any = _ffi.gc(_ffi.cast("char *", address), lambda start: _libc.munmap(start, whole))
         _mapped(_libc.mmap(self._start, geometry.size, _READ_WRITE, mmap.MAP_SHARED | _MAP_FIXED, fd, 0))
@@ -245,6 +245,15 @@ class GuestMemory:
                 held.release()
         with suppress(BufferError):
             self._marks.close()
+
+
+def _far_away() -> Any:
+    """A random place for a mapping of 64 GiB: not between the libraries and what is mapped later.
+
+    The translator's code comes to lie there, and calls functions of the libraries by the short form if they are within
+    2 GiB.
+    """
+    return _ffi.cast("void *", (1 << 44) + (int.from_bytes(os.urandom(4), "little") << PAGE_SHIFT))
 
 
 def _mapped(address: Any) -> Any:

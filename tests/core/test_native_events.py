@@ -27,6 +27,8 @@ from xen_py.vcpu import Runstate, TrapGate
 
 END = b"\xcd\x82"
 FOREVER = b"\xeb\xfe"
+ROUND_AND_ROUND = b"\xff\xe0"
+"""jmp *%rax: where a guest looks for its events, with its own address in RAX."""
 EVENT_TARGET = 0x300
 BLOCK = 1
 SEND = 4
@@ -131,9 +133,104 @@ def test_a_sleeper_wakes_for_what_is_not_masked(live: Live) -> None:
     assert live.doorbell.state == RunState.RUNNING
     assert live.count("sleeps") == 1
     assert live.vcpu.runstate_times[Runstate.BLOCKED] - began[Runstate.BLOCKED] >= 20_000_000
-    # the watcher, which was off meanwhile, is on again
     live.doorbell.inbox.ring(MASKED)
     assert live.domain.engine.run() == ExitKind.EXCEPTION  # behind the END, where nothing is
+
+
+def soon(what: Callable[[], object]) -> threading.Thread:
+    thread = threading.Timer(0.02, what)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("user", [False, True])
+def test_a_guest_that_jumps_looks_by_itself(live: Live, user: bool) -> None:
+    """Nobody has to be woken, and the guest is not left: neither the eventfd nor a signal is needed."""
+    where = VA(CODE, 0x40)
+    if user:
+        live.machine.user_mode(ROUND_AND_ROUND)
+        where = USER_VA
+    else:
+        live.machine.put(CODE, ROUND_AND_ROUND, 0x40)
+        live.domain.space.written_from_outside(CODE)
+    inbox = live.doorbell.inbox
+    r = live.machine.regs
+    for tries in range(20):
+        kicks, runs = live.count("kicks"), live.domain.engine.statistics()["runs"]
+        thread = soon(lambda: (inbox.ring(MASKED), inbox.ring(THEIRS)))
+        r[R.RIP], r[R.RAX], r[R.RFLAGS], r[R.RSP] = where, where, 0x202, (USER_VA + 0x1800 if user else VA(DATA, 0xD00))
+        assert live.domain.engine.run() == ExitKind.SOFTINT
+        thread.join()
+        assert live.upcall_made()
+        assert live.domain.events.is_pending(MASKED)
+        assert live.domain.events.is_pending(THEIRS)
+        assert live.count("looks") > tries
+        assert not select.select([inbox.eventfd], [], [], 0)[0]
+        assert live.machine.get(DATA, 8, (0xE00 if user else 0xD00) - 5 * 8) == struct.pack("<Q", where)
+        # on a machine with other things to do, the watcher may take it for one that does not look
+        if live.count("kicks") == kicks:
+            assert live.domain.engine.statistics()["runs"] == runs + 1
+            return
+        if user:
+            live.machine.user_mode(ROUND_AND_ROUND)
+        live.domain.events.opened(THEIRS, live.domain.events.ports[THEIRS])
+        live.machine.memory.bytes[live.vcpu.info_offset : live.vcpu.info_offset + 16] = bytes(16)
+    pytest.fail("the guest was made to look each time")
+
+
+def test_a_guest_that_jumps_sees_its_timer(live: Live) -> None:
+    live.machine.put(CODE, ROUND_AND_ROUND, 0x40)
+    live.domain.space.written_from_outside(CODE)
+    when = time.monotonic_ns() + 15_000_000
+    live.machine.put(DATA, struct.pack("<QI", when, 1))
+    assert live.call(Hypercall.VCPU_OP, SET_SINGLESHOT, 0, VA(DATA)) == ExitKind.SOFTINT
+    assert live.go(VA(CODE, 0x40), rax=VA(CODE, 0x40)) == ExitKind.SOFTINT
+    assert time.monotonic_ns() >= when
+    assert live.domain.events.is_pending(TIMER)
+    assert live.count("looks") >= 1
+
+
+def test_a_guest_that_jumps_is_left_for_the_link(live: Live) -> None:
+    live.machine.put(CODE, ROUND_AND_ROUND, 0x40)
+    live.domain.space.written_from_outside(CODE)
+    thread = soon(lambda: (live.host.send(b"x"), live.doorbell.inbox.poke()))
+    assert live.go(VA(CODE, 0x40), rax=VA(CODE, 0x40)) == ExitKind.KICKED
+    thread.join()
+    assert live.machine.regs[R.RIP] == VA(CODE, 0x40)
+    assert live.count("looks") >= 1
+
+
+def test_marks_made_while_a_guest_looks_are_not_slept_over(live: Live) -> None:
+    """The guest leaves for Python; what was marked until then wakes who sleeps on the eventfd."""
+    live.machine.put(CODE, b"\xff\xc9\x75\xfc" + END, 0x40)  # dec %ecx ; jnz
+    live.domain.space.written_from_outside(CODE)
+    inbox = live.doorbell.inbox
+    thread = threading.Timer(0.02, inbox.ring, [MASKED])
+    thread.start()
+    live.machine.regs[R.RCX] = 500_000_000
+    live.vcpu.traps[0x82] = TrapGate(0, 0, 0)
+    while live.go(VA(CODE, 0x40)) == ExitKind.KICKED:
+        pass
+    thread.join()
+    assert live.domain.events.is_pending(MASKED) or select.select([inbox.eventfd], [], [], 0)[0]
+
+
+def test_a_running_guest_is_found_after_it_has_slept_long(live: Live) -> None:
+    """The watcher rests by then, and has to be roused: this guest does not look."""
+    for pause in (0.05, 0.0):
+        thread = meanwhile(live, lambda: (time.sleep(0.05), live.doorbell.inbox.ring(THEIRS)))
+        assert live.call(Hypercall.SCHED_OP, BLOCK) == ExitKind.SOFTINT
+        thread.join()
+        time.sleep(pause)
+        info = live.vcpu.info_offset
+        live.domain.events.opened(THEIRS, live.domain.events.ports[THEIRS])
+        live.machine.memory.bytes[info : info + 16] = bytes(16)
+        live.doorbell.publish_state(RunState.RUNNING)
+        thread = soon(lambda: live.doorbell.inbox.ring(THEIRS))
+        assert live.go(VA(CODE, 0x40)) == ExitKind.SOFTINT
+        thread.join()
+        live.domain.events.opened(THEIRS, live.domain.events.ports[THEIRS])
+        live.machine.memory.bytes[info : info + 16] = bytes(16)
 
 
 @pytest.mark.parametrize("asleep", [True, False])

@@ -6,13 +6,16 @@
  *
  * Two senders ring two ports, in different words of one inbox (engine/native/link.c), while the domain's loop sleeps,
  * runs its guest or is just about to do either (dom0/host/vmloop.py), and the engine's watcher thread turns an edge of
- * the eventfd into the sticky stop flag. Claim: when everybody has come to rest, the loop has seen all that was sent.
+ * the eventfd into the sticky stop flag. A guest may also look for marks by itself, and then nothing is written
+ * (engine/native/look.c). Claim: when everybody has come to rest, the loop has seen all that was sent.
  *
  * The same model with one of these steps changed must fail, or it proves nothing:
  *     spin -a -DTAKE_FIRST   marks are taken before the eventfd is emptied
  *     spin -a -DMARK_LATE    the eventfd is written before the mark is made
  *     spin -a -DCLEAR_LATE   the stop flag is cleared just before the guest is entered
  *     spin -a -DSUMMARY_LATE the loop takes a word before the summary that names it
+ *     spin -a -DAWAKE_FIRST  the sender looks whether the guest looks before it raises the summary
+ *     spin -a -DNO_LAST_LOOK the guest no longer looks, and nobody sees to marks made while it did
  */
 
 #define ROUNDS 2
@@ -21,6 +24,7 @@ byte sent[2], seen[2];     /* ring data: what was announced, what the loop has f
 bool word[2], summary[2];  /* the inbox */
 bool eventfd, edge;        /* readable; and not yet told to the watcher */
 bool stop;                 /* the engine's sticky flag */
+bool awake;                /* the guest looks at the summary by itself */
 byte done;
 
 inline write_eventfd() { d_step { eventfd = true; edge = true } }
@@ -37,7 +41,7 @@ inline mark(port, was)
 proctype Sender(byte port)
 {
     byte n;
-    bool was;
+    bool was, looks;
 
     do
     :: n < ROUNDS ->
@@ -46,9 +50,15 @@ proctype Sender(byte port)
         write_eventfd();
         mark(port, was);
 #else
+#ifdef AWAKE_FIRST
+        looks = awake;
         mark(port, was);
+#else
+        mark(port, was);
+        looks = awake;
+#endif
         if
-        :: was -> skip
+        :: was || looks -> skip
         :: else -> write_eventfd()
         fi;
 #endif
@@ -113,6 +123,31 @@ end:
         :: true ->                          /* the guest runs until it is stopped */
 endrun:     stop;
             stop = false
+        :: true ->                          /* or runs and looks, and may be left for another reason */
+            awake = true;
+            if
+            :: true ->
+endlook:        do
+                :: summary[0] || summary[1] -> take()
+                od
+            :: true ->
+                do
+                :: summary[0] || summary[1] -> take()
+                :: true -> break
+                od
+            fi;
+            awake = false;
+#ifndef NO_LAST_LOOK
+            if
+            :: summary[0] || summary[1] -> write_eventfd()
+            :: else -> skip
+            fi;
+#endif
+            if
+            :: true -> skip
+            :: true ->                      /* namely to sleep */
+endleft:        eventfd
+            fi
         :: true ->                          /* or every vCPU sleeps */
 endsleep:   eventfd
         fi

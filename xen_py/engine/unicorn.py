@@ -8,6 +8,7 @@ that no Python headers are needed to build). Owned by the domain's thread, see `
 from __future__ import annotations
 
 import importlib.util
+import os
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from xen_py.evtchn import PendingEvents
     from xen_py.frames import FrameTable
 
-_ABI = 7
+_ABI = 8
 _ffi = FFI()
 _ffi.cdef(
     """
@@ -37,7 +38,7 @@ struct xpy_fast {
     uint64_t shared_info, tsc_mul, tsc_shift, alone;
     uint8_t *ports;
     uint64_t *events, *allocated;
-    uint64_t calls[64], guest_syscalls, page_faults, upcalls, kicks, sleeps;
+    uint64_t calls[64], guest_syscalls, page_faults, upcalls, kicks, sleeps, looks;
 };
 struct xpy_paths {
     void *inbox, *outbox;
@@ -90,7 +91,8 @@ def library() -> Any:
     path = Path(__file__).parent / "native" / "libxenpy.so"
     if not path.exists():
         raise EngineError(f"{path.name} is not built: run `make` in a clone, or reinstall xen-py")
-    lib: Any = _ffi.dlopen(str(path))
+    # For all to see: Unicorn, which is loaded later, takes one of its functions from here (native/look.c).
+    lib: Any = _ffi.dlopen(str(path), os.RTLD_NOW | os.RTLD_GLOBAL)
     if lib.xpy_abi() != _ABI:
         raise EngineError(f"{path.name} is of version {lib.xpy_abi()}, not {_ABI}: build it again with `make`")
     return lib
@@ -244,7 +246,7 @@ class UnicornEngine:
     def accelerated(self) -> dict[str, int]:
         fast = self._fast
         done = {str(n): count for n, count in enumerate(fast.calls) if count}
-        names = ("guest_syscalls", "page_faults", "upcalls", "kicks", "sleeps")
+        names = ("guest_syscalls", "page_faults", "upcalls", "kicks", "sleeps", "looks")
         return done | {name: int(getattr(fast, name)) for name in names}
 
     def statistics(self) -> dict[str, int]:

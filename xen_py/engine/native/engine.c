@@ -13,7 +13,8 @@
  *     call is taken out, and a stop is made by a signal to the thread instead: see "Stopping".
  * All of it is looked for at run time and checked against the public interface; when anything is not as expected,
  * xpy_open refuses with a reason. Nothing is guessed.
- */#define _GNU_SOURCE
+ */
+#define _GNU_SOURCE
 #include "internal.h"
 
 #include <errno.h>
@@ -324,7 +325,7 @@ static void run_once(struct xpy_engine *e)
     load(e);
     e->c.runs++;
     xpy_enter(e);
-    if (__atomic_load_n(&e->kicked, __ATOMIC_SEQ_CST)) {
+    if (__atomic_load_n(&e->kicked, __ATOMIC_SEQ_CST) || (e->looking && *e->marks)) {
         xpy_leave(e);
         e->c.kicks++;
         return;
@@ -354,6 +355,7 @@ static void run_once(struct xpy_engine *e)
 
 int xpy_run(struct xpy_engine *e)
 {
+    xpy_begin_looking(e);
     do {
         if (e->budget && e->blocks >= e->budget) {
             e->r.kind = XPY_KICKED;
@@ -363,6 +365,7 @@ int xpy_run(struct xpy_engine *e)
         run_once(e);
         /* a kick, or a guest that wants to sleep: it may be able to go on without Python */
     } while (e->r.kind == XPY_KICKED && xpy_attend(e) && (save(e), true));
+    xpy_end_looking(e);
     return (int)e->r.kind;
 }
 

@@ -25,6 +25,8 @@
 int xenpy_bell_ring(void *bell, uint32_t port);
 int xenpy_bell_take(void *bell, uint32_t *ports);
 int xenpy_bell_waiting(const void *bell);
+int xenpy_bell_called(void *bell);
+void xenpy_bell_awake(void *bell, int on);
 
 #define MOST_PORTS 4096
 #define PENDING 2048
@@ -59,7 +61,7 @@ static uint64_t now_ns(void)
 }
 
 /* Whether time and sleep are ours. */
-static bool ours(const struct xpy_engine *e) { return e->fast.vcpu && e->fast.alone && e->paths.inbox; }
+bool xpy_sees_to_events(const struct xpy_engine *e) { return e->fast.vcpu && e->fast.alone && e->paths.inbox; }
 
 static uint8_t *vcpu_info(const struct xpy_engine *e) { return e->fast.memory + e->fast.vcpu->info_offset; }
 
@@ -101,7 +103,7 @@ static void raise_port(struct xpy_engine *e, uint32_t port)
     e->fast.vcpu->blocked = 0;
 }
 
-static void take_inbox(struct xpy_engine *e)
+void xpy_take_inbox(struct xpy_engine *e)
 {
     uint32_t ports[MOST_PORTS];
 
@@ -121,7 +123,7 @@ static uint64_t next_deadline(const struct xpy_vcpu *v)
     return v->singleshot && (!periodic || v->singleshot < periodic) ? v->singleshot : periodic;
 }
 
-static void run_timers(struct xpy_engine *e)
+void xpy_run_timers(struct xpy_engine *e)
 {
     struct xpy_vcpu *v = e->fast.vcpu;
     uint64_t now = now_ns();
@@ -142,10 +144,10 @@ static void run_timers(struct xpy_engine *e)
 
 bool xpy_set_singleshot(struct xpy_engine *e, uint64_t when)
 {
-    if (!ours(e))
+    if (!xpy_sees_to_events(e))
         return false;
     e->fast.vcpu->singleshot = when;
-    run_timers(e);
+    xpy_run_timers(e);
     return true;
 }
 
@@ -185,7 +187,7 @@ bool xpy_block(struct xpy_engine *e)
 {
     uint8_t *info = vcpu_info(e);
 
-    if (!ours(e))
+    if (!xpy_sees_to_events(e))
         return false;
     info[1] = 0;
     if (info[0])
@@ -207,7 +209,7 @@ static void fall_asleep(struct xpy_engine *e)
     published[PUBLISHED_COUNT] = 1;
     published[PUBLISHED_STATE] = STATE_BLOCKED;
     __atomic_store_n(&e->asleep, 1, __ATOMIC_SEQ_CST);
-    xpy_arm_watch(e, false);
+    xenpy_bell_awake(e->paths.inbox, 0);
     e->fast.sleeps++;
 }
 
@@ -248,17 +250,22 @@ static bool wait_until_runnable(struct xpy_engine *e)
         __atomic_store_n(&e->kicked, 0, __ATOMIC_SEQ_CST);
         if (__atomic_load_n(&e->asked, __ATOMIC_SEQ_CST))
             return false;
-        take_inbox(e);
-        run_timers(e);
+        xpy_take_inbox(e);
+        if (xenpy_bell_called(e->paths.inbox))
+            looked = false;
+        xpy_run_timers(e);
         if (info[0] && !info[1])
             v->blocked = 0;
         if (!v->blocked && looked)
             return true;
-        if (v->blocked && !e->asleep)
+        if (v->blocked && !e->asleep) {
             fall_asleep(e);
+            if (xenpy_bell_waiting(e->paths.inbox)) /* marked while we were awake, for which nobody wakes us */
+                continue;
+        }
         if (!wait_for_something(e))
             return false;
-        looked = !xenpy_bell_waiting(e->paths.inbox);
+        looked = true;
     }
 }
 
@@ -273,7 +280,7 @@ bool xpy_attend(struct xpy_engine *e)
     bool runs;
 
     /* a single step is the guest's debugger's, or Python's, which carries an instruction out and wants nothing between */
-    if (!ours(e) || (e->r.rflags & TF_FLAG))
+    if (!xpy_sees_to_events(e) || (e->r.rflags & TF_FLAG))
         return false;
     if (v->runstate_area && !(runstate_area = xpy_kernel_range(e, v->runstate_area, sizeof(struct runstate_record))))
         return false;
@@ -284,7 +291,10 @@ bool xpy_attend(struct xpy_engine *e)
     xpy_leave(e);
     if (e->asleep) {
         __atomic_store_n(&e->asleep, 0, __ATOMIC_SEQ_CST);
-        xpy_arm_watch(e, true);
+        if (e->looking) {
+            xenpy_bell_awake(e->paths.inbox, 1);
+            xpy_rouse_watcher(e);
+        }
         if (runs) {
             change_runstate(v, RUNNING, runstate_area);
             e->paths.published[PUBLISHED_STATE] = STATE_RUNNING;
@@ -293,7 +303,7 @@ bool xpy_attend(struct xpy_engine *e)
     if (!runs)
         return false;
     e->fast.kicks++;
-    run_timers(e); /* one may have come to nobody while we were still taken for asleep */
+    xpy_run_timers(e); /* one may have come to nobody while we were still taken for asleep */
     update_time(e, time_area);
     return xpy_upcall(e);
 }

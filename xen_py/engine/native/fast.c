@@ -223,19 +223,20 @@ bool xpy_upcall(struct xpy_engine *e)
     return made;
 }
 
-/* With rip where the guest will go on: the upcall, if one is due. One that cannot be made is left to Python. */
-static void deliver_events(struct xpy_engine *e)
+/* With rip where the guest will go on: the upcall, if one is due. One that cannot be made is left to Python: false. */
+bool xpy_deliver_events(struct xpy_engine *e)
 {
     struct xpy_vcpu *v = e->fast.vcpu;
 
     if (!upcall_due(e) || !v->event_callback)
-        return;
+        return true;
     if (bounce(e, e->cpu->eip, read_flags(e), v->event_callback, true, -1)) {
         e->fast.upcalls++;
-    } else {
-        e->r.kind = XPY_EVENT;
-        e->uc_emu_stop(e->uc);
+        return true;
     }
+    e->r.kind = XPY_EVENT;
+    e->uc_emu_stop(e->uc);
+    return false;
 }
 
 static bool guest_syscall(struct xpy_engine *e)
@@ -645,7 +646,7 @@ bool xpy_fast_syscall(struct xpy_engine *e)
             return false;
         e->fast.calls[number]++;
     }
-    deliver_events(e);
+    xpy_deliver_events(e);
     cpu->eip -= 2;
     return true;
 }

@@ -18,6 +18,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+void xenpy_bell_call(void *bell);
+
 static bool resolve(struct xpy_engine *e, char *why, size_t n)
 {
     const struct {
@@ -40,6 +42,7 @@ static bool resolve(struct xpy_engine *e, char *why, size_t n)
         {"uc_context_save", &e->uc_context_save},
         {"uc_context_restore", &e->uc_context_restore},
         {"uc_free", &e->uc_free},
+        {"helper_lookup_tb_ptr_x86_64", &e->own_jumps},
         {"tcg_tb_lookup_x86_64", &e->block_at},
         {"tcg_tb_foreach_x86_64", &e->each_block},
         {"helper_check_exit_request_x86_64", &e->leave},
@@ -155,6 +158,7 @@ static bool find_translator(struct xpy_engine *e, uint32_t translation_buffer)
         next > buffer + size)
         return false;
     e->tcg = object;
+    e->way_out = epilogue;
     e->code_start = prologue;
     e->code_end = buffer + size;
     return true;
@@ -271,6 +275,38 @@ static bool prove_stores(struct xpy_engine *e, char *mem)
 out:
     memset(&e->fast, 0, sizeof e->fast);
     return good;
+}
+
+/*
+ * Whether indirect jumps ask us where they go: a guest that does nothing else for a while is left at the first, because
+ * its inbox calls. It goes on to its end where the library was loaded before ours; `good`: it did one of the two.
+ */
+static bool prove_jumps(struct xpy_engine *e, char *mem, bool *good)
+{
+    uint64_t bell[128] = {0};
+
+    memcpy(mem + 0x5000, "\xff\xc9\x74\x02\xff\xe0\x0f\x05", 8); /* dec %ecx ; jz 1f ; jmp *%rax ; 1: syscall */
+    e->uc_ctl(e->uc, UC_CTL_WRITE(UC_CTL_TB_FLUSH, 0));
+    e->r.user = 0;
+    e->r.cr3 = 0;
+    e->tlb_stale = true;
+    e->r.rip = e->r.gpr[0] = 0x400000;
+    e->r.gpr[1] = 100;
+    e->paths.inbox = bell;
+    e->marks = bell;
+    xenpy_bell_call(bell);
+    bool left = xpy_run(e) == XPY_KICKED;
+    *good = left ? e->r.gpr[1] == 99 && e->r.rip == 0x400000 && !bell[0] : e->r.kind == XPY_SYSCALL;
+    e->marks = bell + 1;
+    *good &= xpy_run(e) == XPY_SYSCALL;
+    struct block *known = *xpy_known_jump(e->cpu, 0x400000), *there = NULL;
+    e->each_block(e->tcg, find_block, &there);
+    *good &= known && known == there && known->kind == PLAIN_BLOCK && !known->cs_base &&
+             known->flags == (e->cpu->hflags | (e->cpu->eflags & BLOCK_EFLAGS));
+    memset(&e->paths, 0, sizeof e->paths);
+    memset(&e->fast, 0, sizeof e->fast);
+    xpy_take_over_jumps(e, e->own_jumps);
+    return left;
 }
 
 bool xpy_prove(struct xpy_engine *e, char *why, size_t n)
@@ -404,7 +440,9 @@ bool xpy_prove(struct xpy_engine *e, char *why, size_t n)
         snprintf(why, n, "stores to pages that may be executed are not as they should be");
         goto unmap;
     }
-    good = true;
+    e->jumps_are_ours = prove_jumps(e, (char *)mem, &good);
+    if (!good)
+        snprintf(why, n, "indirect jumps do not go through the function for it");
 unmap:
     e->uc_mem_unmap(e->uc, 0, SCRATCH);
     e->uc_ctl(e->uc, UC_CTL_WRITE(UC_CTL_TB_FLUSH, 0));
@@ -496,6 +534,7 @@ bool xpy_find(struct xpy_engine *e, const char *libunicorn, uint32_t translation
         snprintf(why, n, "the translator's pages were not found");
         return false;
     }
+    xpy_take_over_jumps(e, e->own_jumps);
     if (!xpy_take_over_stores(e)) {
         snprintf(why, n, "the functions that store to watched pages were not found");
         return false;

@@ -4,7 +4,7 @@
  * its inside, and struct xpy_engine. Everything belongs to the domain's thread unless it is said to be otherwise.
  *
  * find.c finds and proves the private parts, engine.c enters and leaves the guest, stop.c makes it stop, fast.c handles
- * the most frequent exits without leaving, events.c has it sleep and wake, stores.c makes stores to pages that might
+ * the most frequent exits without leaving, events.c has it sleep and wake, look.c has it look for events, stores.c makes stores to pages that might
  * hold code cheap.
  */
 #ifndef XPY_INTERNAL_H
@@ -111,7 +111,10 @@ struct block {
     uint64_t pc, cs_base;
     uint32_t flags;
     uint16_t size, icount;
-    uint32_t cflags, trace;
+    union {
+        uint32_t cflags;
+        uint64_t kind;
+    };
     uint8_t *code;
     uint64_t code_size;
     void *orig;
@@ -131,6 +134,19 @@ struct page_map {
 #define PAGE_MAP_BITS 10
 #define STORE_FUNCTIONS 12 /* of the table by size and byte order: 0-3 and 9-11 are used */
 
+/* The emulator's cache of where jumps go: blocks by a hash of their address, before the register file. What a block
+ * depends on besides the address: part of the flags, and a kind that is the same for all but a few. */
+#define JUMPS_BEFORE_CPU 0x8918
+#define BLOCK_EFLAGS 0x73100u
+#define PLAIN_BLOCK 0xff000000ull
+
+static inline struct block **xpy_known_jump(struct cpu_state *cpu, uint64_t pc)
+{
+    uint64_t mixed = pc ^ pc >> 6;
+
+    return (struct block **)((char *)cpu - JUMPS_BEFORE_CPU) + ((mixed >> 6 & 0xfc0) | (mixed & 0x3f));
+}
+
 #define NO_JUMP 0xffff
 #define CF_INVALID 0x40000u
 #define TCG_CALL_NO_SIDE_EFFECTS 4u
@@ -142,6 +158,9 @@ struct helper_info { /* one row of the translator's table of C functions */
     const char *name;
     uint32_t flags, sizemask;
 };
+
+/* Of a variable of each thread that a signal or every jump of a guest looks at: found without a call. */
+#define INITIAL_EXEC __attribute__((tls_model("initial-exec")))
 
 #define DF_FLAG 0x400u
 #define TF_FLAG 0x100u
@@ -191,10 +210,17 @@ struct xpy_engine {
     volatile int asleep;  /* in events.c, which sees to the inbox and the timer */
     volatile int stopped; /* the stop signal has come, since this was last cleared */
     struct xpy_paths paths;
+    bool inbox_watched;
+    /* looking for events (look.c) */
+    bool jumps_are_ours;
+    volatile int looking;   /* inside xpy_run, and marks in the inbox will be seen */
+    volatile int resting;   /* the watcher is to be told when that begins */
+    const uint64_t *marks;  /* not 0 where there is something to look at */
+    uintptr_t way_out;      /* of translated code */
     volatile int running; /* inside uc_emu_start */
     volatile int closing;
     int epoll_fd, event_fd, timer_fd;
-    uint64_t deadline;
+    volatile uint64_t deadline, armed; /* 0: none; what the timer is set to, never later */
     pthread_t watcher;
     bool watching;
     pid_t thread; /* the one inside uc_emu_start */
@@ -228,6 +254,7 @@ struct xpy_engine {
     int (*uc_context_save)(uc_engine *, void *);
     int (*uc_context_restore)(uc_engine *, void *);
     int (*uc_free)(void *);
+    void *(*own_jumps)(void *);
     struct block *(*block_at)(void *, uintptr_t);
     void (*each_block)(void *, int (*)(void *, void *, void *), void *);
     void (*leave)(uc_engine *, uint32_t);
@@ -246,11 +273,19 @@ bool xpy_start_watcher(struct xpy_engine *e);
 void xpy_stop_watcher(struct xpy_engine *e);
 void xpy_enter(struct xpy_engine *e);
 void xpy_leave(struct xpy_engine *e);
-extern __thread struct xpy_engine *volatile xpy_running_here;
+void xpy_watch_inbox(struct xpy_engine *e, bool on);
+void xpy_rouse_watcher(struct xpy_engine *e);
+extern __thread struct xpy_engine *volatile xpy_running_here INITIAL_EXEC;
 
-void xpy_arm_watch(struct xpy_engine *e, bool on);
+/* look.c */
+void xpy_take_over_jumps(struct xpy_engine *e, void *(*own)(void *));
+void xpy_begin_looking(struct xpy_engine *e);
+void xpy_end_looking(struct xpy_engine *e);
 
 /* events.c */
+bool xpy_sees_to_events(const struct xpy_engine *e);
+void xpy_take_inbox(struct xpy_engine *e);
+void xpy_run_timers(struct xpy_engine *e);
 bool xpy_attend(struct xpy_engine *e);
 bool xpy_block(struct xpy_engine *e);
 bool xpy_send(const struct xpy_engine *e, uint32_t port);
@@ -268,6 +303,7 @@ struct tlb_entry *xpy_tlb_entry(const struct xpy_engine *e, unsigned mode, uint6
 /* fast.c */
 void *xpy_kernel_range(const struct xpy_engine *e, uint64_t va, uint64_t n);
 bool xpy_upcall(struct xpy_engine *e);
+bool xpy_deliver_events(struct xpy_engine *e);
 /* true when the exit was dealt with and the guest can go on */
 bool xpy_fast_syscall(struct xpy_engine *e);
 bool xpy_fast_page_fault(struct xpy_engine *e);

@@ -11,6 +11,9 @@
 //
 // Whoever finds the port's bit already set may go home: the one who set it has still to raise the summary and the
 // eventfd, or has done so and the taker has not come yet. tests/models/kick.pml is this protocol as a model.
+//
+// A taker that is `awake` looks at the summary by itself, all the time (look.c): the eventfd is left alone then. It looks
+// once more when it has said that it is so no longer, as a ringer looks at `awake` when it has raised the summary.
 
 #define _GNU_SOURCE
 #include <stdint.h>
@@ -25,9 +28,11 @@ enum { MEMBARRIER_GLOBAL_EXPEDITED = 1 << 1, MEMBARRIER_REGISTER_GLOBAL_EXPEDITE
 struct bell {
     uint64_t summary;
     uint64_t words[BELL_WORDS];
+    uint32_t awake;  // the taker's
+    uint32_t called; // there is something for the taker elsewhere
 };
 
-// Mark a port. 1: the caller must now write the eventfd; 0: somebody else's mark is still to be taken.
+// Mark a port. 1: the caller must now write the eventfd; 0: somebody else's mark is still to be taken, or the taker looks.
 int xenpy_bell_ring(struct bell *bell, uint32_t port)
 {
     if (port >= BELL_PORTS)
@@ -36,8 +41,24 @@ int xenpy_bell_ring(struct bell *bell, uint32_t port)
     if (__atomic_fetch_or(&bell->words[port / 64], bit, __ATOMIC_SEQ_CST) & bit)
         return 0;
     __atomic_fetch_or(&bell->summary, UINT64_C(1) << (port / 64), __ATOMIC_SEQ_CST);
-    return 1;
+    return !__atomic_load_n(&bell->awake, __ATOMIC_SEQ_CST);
 }
+
+// Have an awake taker look, though there is no mark.
+void xenpy_bell_stir(struct bell *bell) { __atomic_fetch_or(&bell->summary, 1, __ATOMIC_SEQ_CST); }
+
+// Have it look elsewhere. The eventfd is to be written as well: it may sleep.
+void xenpy_bell_call(struct bell *bell)
+{
+    __atomic_store_n(&bell->called, 1, __ATOMIC_SEQ_CST);
+    xenpy_bell_stir(bell);
+}
+
+// Whether the taker is to look elsewhere; asked before the marks are taken.
+int xenpy_bell_called(struct bell *bell) { return (int)__atomic_exchange_n(&bell->called, 0, __ATOMIC_SEQ_CST); }
+
+// The taker looks by itself from now on, or no longer.
+void xenpy_bell_awake(struct bell *bell, int on) { __atomic_store_n(&bell->awake, (uint32_t)on, __ATOMIC_SEQ_CST); }
 
 // Take every mark; `ports` has room for all BELL_PORTS. The number taken.
 int xenpy_bell_take(struct bell *bell, uint32_t *ports)

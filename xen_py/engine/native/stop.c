@@ -18,6 +18,9 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+int xenpy_bell_waiting(const void *bell);
+void xenpy_bell_stir(void *bell);
+
 /*
  * The wish to stop is kept in `kicked`, which is tested before each run; a request that uc_emu_start clears on entry is
  * made again, because the watcher repeats it until the run has ended.
@@ -28,7 +31,14 @@
  * end of the block. Both are put back when the run has ended, on the same thread, before anything else can happen to
  * the block. Where it finds the thread elsewhere (in a helper, say), the next signal comes a few microseconds later.
  */
-__thread struct xpy_engine *volatile xpy_running_here;
+__thread struct xpy_engine *volatile xpy_running_here INITIAL_EXEC;
+
+/* The number of this thread; a process that is forked has another. */
+static __thread pid_t number_here INITIAL_EXEC;
+
+static void forget_number(void) { number_here = 0; }
+
+__attribute__((constructor)) static void forget_after_fork(void) { pthread_atfork(NULL, NULL, forget_number); }
 
 static int stop_signal(void) { return SIGRTMIN + 6; }
 
@@ -99,36 +109,137 @@ static bool want_stop(struct xpy_engine *e)
     return __atomic_load_n(&e->running, __ATOMIC_SEQ_CST);
 }
 
+/* ---- the timer: set to the deadline or to one before it, so that a guest that puts it off need not set it ---- */
+
+static void arm_timer(struct xpy_engine *e)
+{
+    uint64_t ns;
+
+    do { /* the thread and the watcher may be here together: the later one to look has the present deadline */
+        ns = __atomic_load_n(&e->deadline, __ATOMIC_SEQ_CST);
+        if (!ns)
+            return;
+        struct itimerspec t = {.it_value = {.tv_sec = ns / 1000000000u, .tv_nsec = ns % 1000000000u}};
+        __atomic_store_n(&e->armed, ns, __ATOMIC_SEQ_CST); /* before it may go off, which takes it back */
+        timerfd_settime(e->timer_fd, TFD_TIMER_ABSTIME, &t, NULL);
+    } while (ns != __atomic_load_n(&e->deadline, __ATOMIC_SEQ_CST));
+}
+
+void xpy_set_deadline(struct xpy_engine *e, uint64_t ns)
+{
+    __atomic_store_n(&e->deadline, ns, __ATOMIC_SEQ_CST);
+    uint64_t armed = __atomic_load_n(&e->armed, __ATOMIC_SEQ_CST);
+    if (ns && (!armed || ns < armed))
+        arm_timer(e);
+}
+
+/* The timer has gone off. True when it was the deadline and nobody knows of it. */
+static bool time_is_up(struct xpy_engine *e)
+{
+    struct timespec t;
+
+    __atomic_store_n(&e->armed, 0, __ATOMIC_SEQ_CST);
+    uint64_t deadline = __atomic_load_n(&e->deadline, __ATOMIC_SEQ_CST);
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    if (deadline > (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec) {
+        arm_timer(e);
+        return false;
+    }
+    /* a sleeper knows the time by itself, and looks at the timers when it no longer is one */
+    return deadline && !__atomic_load_n(&e->asleep, __ATOMIC_SEQ_CST);
+}
+
+/* ---- the watcher ---- */
+
+#define QUIET_TICKS 8 /* milliseconds for which the watcher stays about after a guest has run */
+
+struct watch {
+    unsigned tries, quiet;
+    bool waited;
+    uint64_t runs, looks;
+};
+
+/* How long the watcher may sleep, in milliseconds: while a guest looks for its events by itself (look.c) only for one. */
+static int patience(struct xpy_engine *e, struct watch *w)
+{
+    if (!e->jumps_are_ours)
+        return -1;
+    if (w->runs != e->c.runs || (__atomic_load_n(&e->looking, __ATOMIC_SEQ_CST) && !e->asleep)) {
+        w->runs = e->c.runs;
+        w->quiet = 0;
+        return 1;
+    }
+    if (w->quiet++ < QUIET_TICKS)
+        return 1;
+    __atomic_store_n(&e->resting, 1, __ATOMIC_SEQ_CST);
+    return __atomic_load_n(&e->looking, __ATOMIC_SEQ_CST) && !__atomic_load_n(&e->asleep, __ATOMIC_SEQ_CST) ? 1 : -1;
+}
+
+/* A guest begins to look, by its thread. */
+void xpy_rouse_watcher(struct xpy_engine *e)
+{
+    uint64_t one = 1;
+
+    if (__atomic_load_n(&e->resting, __ATOMIC_SEQ_CST)) {
+        __atomic_store_n(&e->resting, 0, __ATOMIC_SEQ_CST);
+        if (write(e->event_fd, &one, sizeof one) < 0)
+            return; /* its count is full: it is awake */
+    }
+}
+
+/* Whether marks have waited since the last tick, and the guest has not looked since. */
+static bool does_not_look(struct xpy_engine *e, struct watch *w)
+{
+    bool waits = __atomic_load_n(&e->looking, __ATOMIC_SEQ_CST) && xenpy_bell_waiting(e->paths.inbox);
+    bool still = waits && w->waited && w->looks == e->fast.looks;
+
+    w->waited = waits;
+    w->looks = e->fast.looks;
+    return still;
+}
+
 static void *watch_loop(void *arg)
 {
     struct xpy_engine *e = arg;
     struct epoll_event events[4];
+    struct watch w = {0};
     uint64_t n;
-    unsigned tries = 0;
 
     prctl(PR_SET_TIMERSLACK, 1000); /* short pauses are to be short */
 
     while (!__atomic_load_n(&e->closing, __ATOMIC_SEQ_CST)) {
-        bool unanswered = __atomic_load_n(&e->kicked, __ATOMIC_SEQ_CST) && __atomic_load_n(&e->running, __ATOMIC_SEQ_CST);
+        bool wanted = __atomic_load_n(&e->kicked, __ATOMIC_SEQ_CST) && __atomic_load_n(&e->running, __ATOMIC_SEQ_CST);
 
-        if (unanswered) {
+        if (wanted) {
             /* mostly a helper was running; long calls into the library (a translation, say) are waited for */
-            struct timespec t = {0, tries++ < 100 ? 10000 : 200000};
+            struct timespec t = {0, w.tries++ < 100 ? 10000 : 200000};
             nanosleep(&t, NULL);
         } else {
-            tries = 0;
+            w.tries = 0;
         }
-        int got = epoll_wait(e->epoll_fd, events, 4, unanswered ? 0 : -1), timers = 0;
+        int got = epoll_wait(e->epoll_fd, events, 4, wanted ? 0 : patience(e, &w));
 
+        __atomic_store_n(&e->resting, 0, __ATOMIC_SEQ_CST);
         for (int i = 0; i < got; i++) {
             /* The timer and our own eventfd are read here; a foreign eventfd is its reader's, hence edge-triggered. */
-            if (events[i].data.fd == e->timer_fd || events[i].data.fd == e->event_fd)
-                if (read(events[i].data.fd, &n, sizeof n) < 0 && errno != EAGAIN)
-                    return NULL;
-            if (events[i].data.fd == e->timer_fd && __atomic_load_n(&e->asleep, __ATOMIC_SEQ_CST))
-                timers++; /* the sleeper knows the time by itself */
+            if (events[i].data.fd == e->paths.inbox_fd && e->paths.inbox) {
+                wanted = true;
+                continue;
+            }
+            if (read(events[i].data.fd, &n, sizeof n) < 0 && errno != EAGAIN)
+                return NULL;
+            if (events[i].data.fd == e->event_fd)
+                wanted |= __atomic_load_n(&e->kicked, __ATOMIC_SEQ_CST) != 0;
+            else if (time_is_up(e)) {
+                if (__atomic_load_n(&e->looking, __ATOMIC_SEQ_CST))
+                    xenpy_bell_stir(e->paths.inbox);
+                else
+                    wanted = true;
+            }
         }
-        if ((got > timers || unanswered) && want_stop(e))
+        if (!got && does_not_look(e, &w))
+            wanted = true;
+        if (wanted && want_stop(e))
             signal_runner(e);
     }
     return NULL;
@@ -160,26 +271,18 @@ int xpy_connect(struct xpy_engine *e, const struct xpy_paths *paths)
     if (epoll_ctl(e->epoll_fd, EPOLL_CTL_ADD, paths->inbox_fd, &ev))
         return -errno;
     e->paths = *paths;
+    e->inbox_watched = true;
     return 0;
 }
 
-/* While the domain's thread sleeps on the inbox itself, the watcher need not wake too. Switched on again it tells of
- * what is there. */
-void xpy_arm_watch(struct xpy_engine *e, bool on)
+/* Whether the watcher kicks for the inbox. A guest that looks at it by itself, or sleeps on it, has no use for that.
+ * Switched on again it tells of what is there. */
+void xpy_watch_inbox(struct xpy_engine *e, bool on)
 {
     struct epoll_event ev = {.events = on ? EPOLLIN | EPOLLET : 0, .data.fd = e->paths.inbox_fd};
 
     epoll_ctl(e->epoll_fd, EPOLL_CTL_MOD, e->paths.inbox_fd, &ev);
-}
-
-void xpy_set_deadline(struct xpy_engine *e, uint64_t ns)
-{
-    struct itimerspec t = {.it_value = {.tv_sec = ns / 1000000000u, .tv_nsec = ns % 1000000000u}};
-
-    if (ns == e->deadline)
-        return;
-    e->deadline = ns;
-    timerfd_settime(e->timer_fd, TFD_TIMER_ABSTIME, &t, NULL);
+    e->inbox_watched = on;
 }
 
 bool xpy_start_watcher(struct xpy_engine *e)
@@ -227,7 +330,9 @@ void xpy_stop_watcher(struct xpy_engine *e)
 /* Around each run: from now on this thread is one that stops can be asked of, and no longer. */
 void xpy_enter(struct xpy_engine *e)
 {
-    e->thread = (pid_t)syscall(SYS_gettid);
+    if (!number_here)
+        number_here = (pid_t)syscall(SYS_gettid);
+    e->thread = number_here;
     xpy_running_here = e;
     __atomic_store_n(&e->running, 1, __ATOMIC_SEQ_CST);
 }
