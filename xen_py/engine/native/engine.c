@@ -124,6 +124,11 @@ struct xpy_engine *xpy_open(const char *libunicorn, uint32_t translation_buffer,
     }
     e->epoll_fd = e->event_fd = e->timer_fd = -1;
     e->tlb_stale = true;
+    e->jumps = calloc(1 << JUMPS_KEPT_BITS, sizeof *e->jumps);
+    if (!e->jumps) {
+        snprintf(why, n, "out of memory");
+        goto fail;
+    }
     if (!xpy_find(e, libunicorn, translation_buffer, why, n))
         goto fail;
     xpy_flat_segments(e);
@@ -155,9 +160,11 @@ void xpy_close(struct xpy_engine *e)
         e->uc_free(e->scratch);
     if (e->uc)
         e->uc_close(e->uc);
+    free(e->jumps);
     free(e->cpuid);
     free(e);
 }
+
 /* ---- what Python calls ---- */
 
 int xpy_map(struct xpy_engine *e, uint64_t at, uint64_t size, void *host)

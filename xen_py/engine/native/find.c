@@ -143,6 +143,7 @@ static bool find_pages(struct xpy_engine *e)
 }
 
 #define AT_PROLOGUE 0x90
+#define AT_FLUSH_COUNT 0x98d0
 
 /* The translator's state: prologue, epilogue and code buffer follow each other in it. */
 static bool find_translator(struct xpy_engine *e, uint32_t translation_buffer)
@@ -159,6 +160,7 @@ static bool find_translator(struct xpy_engine *e, uint32_t translation_buffer)
         return false;
     e->tcg = object;
     e->way_out = epilogue;
+    e->flush_count = (const uint32_t *)(object + AT_FLUSH_COUNT);
     e->code_start = prologue;
     e->code_end = buffer + size;
     return true;
@@ -286,7 +288,9 @@ static bool prove_jumps(struct xpy_engine *e, char *mem, bool *good)
     uint64_t bell[128] = {0};
 
     memcpy(mem + 0x5000, "\xff\xc9\x74\x02\xff\xe0\x0f\x05", 8); /* dec %ecx ; jz 1f ; jmp *%rax ; 1: syscall */
+    uint32_t flushes = *e->flush_count;
     e->uc_ctl(e->uc, UC_CTL_WRITE(UC_CTL_TB_FLUSH, 0));
+    *good = *e->flush_count == flushes + 1;
     e->r.user = 0;
     e->r.cr3 = 0;
     e->tlb_stale = true;
@@ -296,13 +300,16 @@ static bool prove_jumps(struct xpy_engine *e, char *mem, bool *good)
     e->marks = bell;
     xenpy_bell_call(bell);
     bool left = xpy_run(e) == XPY_KICKED;
-    *good = left ? e->r.gpr[1] == 99 && e->r.rip == 0x400000 && !bell[0] : e->r.kind == XPY_SYSCALL;
+    *good &= left ? e->r.gpr[1] == 99 && e->r.rip == 0x400000 && !bell[0] : e->r.kind == XPY_SYSCALL;
     e->marks = bell + 1;
     *good &= xpy_run(e) == XPY_SYSCALL;
     struct block *known = *xpy_known_jump(e->cpu, 0x400000), *there = NULL;
     e->each_block(e->tcg, find_block, &there);
     *good &= known && known == there && known->kind == PLAIN_BLOCK && !known->cs_base &&
              known->flags == (e->cpu->hflags | (e->cpu->eflags & BLOCK_EFLAGS));
+    uint64_t ram_page;
+    *good &= xpy_tlb_entry(e, TLB_USED, 0x400000, &ram_page)->code == 0x400000 &&
+             known->page_addr[0] == ram_page << 12 && known->page_addr[1] == ~0ull;
     memset(&e->paths, 0, sizeof e->paths);
     memset(&e->fast, 0, sizeof e->fast);
     xpy_take_over_jumps(e, e->own_jumps);

@@ -139,6 +139,7 @@ struct page_map {
 #define JUMPS_BEFORE_CPU 0x8918
 #define BLOCK_EFLAGS 0x73100u
 #define PLAIN_BLOCK 0xff000000ull
+#define JUMPS_KEPT_BITS 14
 
 static inline struct block **xpy_known_jump(struct cpu_state *cpu, uint64_t pc)
 {
@@ -217,6 +218,9 @@ struct xpy_engine {
     volatile int resting;   /* the watcher is to be told when that begins */
     const uint64_t *marks;  /* not 0 where there is something to look at */
     uintptr_t way_out;      /* of translated code */
+    struct block **jumps;   /* of the flush of that number */
+    uint32_t jumps_of_flush;
+    const uint32_t *flush_count;
     volatile int running; /* inside uc_emu_start */
     volatile int closing;
     int epoll_fd, event_fd, timer_fd;

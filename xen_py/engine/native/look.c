@@ -16,6 +16,7 @@
 #include "internal.h"
 
 #include <errno.h>
+#include <string.h>
 #include <unistd.h>
 
 int xenpy_bell_waiting(const void *bell);
@@ -31,6 +32,45 @@ void xpy_take_over_jumps(struct xpy_engine *e, void *(*own)(void *))
     e->marks = &no_marks;
 }
 
+/*
+ * The emulator's cache of jumps is small, and empty after each change of the address space. Behind it lies a search that
+ * takes ten times as long; so we keep a larger cache which such a change does not empty. What is in it is believed only
+ * if the block is still good and its page is mapped where it was when it was translated. When the emulator has thrown
+ * all blocks away, what we have points anywhere.
+ */
+static uint32_t block_flags(const struct cpu_state *cpu)
+{
+    return cpu->hflags | ((uint32_t)cpu->eflags & BLOCK_EFLAGS);
+}
+
+static bool goes_there(const struct xpy_engine *e, const struct block *b, uint64_t pc)
+{
+    uint64_t ram_page;
+
+    if (b->pc != pc || b->cs_base || b->kind != PLAIN_BLOCK || b->flags != block_flags(e->cpu) || b->page_addr[1] != ~0ull)
+        return false;
+    const struct tlb_entry *entry = xpy_tlb_entry(e, TLB_USED, pc, &ram_page);
+    return entry->code == (pc & ~0xfffull) && ram_page == b->page_addr[0] >> 12;
+}
+
+__attribute__((noinline)) static void *look_further(struct xpy_engine *e)
+{
+    uint64_t pc = e->cpu->eip;
+    struct block **known = xpy_known_jump(e->cpu, pc);
+    struct block **kept = e->jumps + ((pc ^ e->cpu->hflags) * 0x9e3779b97f4a7c15ull >> (64 - JUMPS_KEPT_BITS));
+
+    if (e->jumps_of_flush != *e->flush_count) {
+        memset(e->jumps, 0, sizeof *e->jumps << JUMPS_KEPT_BITS);
+        e->jumps_of_flush = *e->flush_count;
+    } else if (*kept && goes_there(e, *kept, pc)) {
+        return (*known = *kept)->code;
+    }
+    void *code = emulators_own(e->cpu);
+    if (*known && (*known)->pc == pc)
+        *kept = *known;
+    return code;
+}
+
 /* The guest has marks to take, and is between two instructions. What the jump's function is to answer. */
 __attribute__((noinline)) static void *look(struct xpy_engine *e)
 {
@@ -41,7 +81,7 @@ __attribute__((noinline)) static void *look(struct xpy_engine *e)
         return (void *)e->way_out;
     }
     xpy_run_timers(e);
-    return xpy_deliver_events(e) ? emulators_own(e->cpu) : (void *)e->way_out;
+    return xpy_deliver_events(e) ? look_further(e) : (void *)e->way_out;
 }
 
 /*
@@ -58,9 +98,9 @@ void *helper_lookup_tb_ptr_x86_64(struct cpu_state *cpu)
     if (__builtin_expect(__atomic_load_n(e->marks, __ATOMIC_RELAXED) != 0, 0))
         return look(e);
     struct block *b = *xpy_known_jump(cpu, cpu->eip);
-    if (b && b->pc == cpu->eip && b->kind == PLAIN_BLOCK && b->flags == (cpu->hflags | (cpu->eflags & BLOCK_EFLAGS)))
+    if (b && b->pc == cpu->eip && b->kind == PLAIN_BLOCK && b->flags == block_flags(cpu))
         return b->code;
-    return emulators_own(cpu);
+    return look_further(e);
 }
 
 /* Around a stay in native code, whenever the guest of an engine with jumps of ours sees to its events here. */
