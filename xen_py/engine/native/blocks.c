@@ -13,6 +13,7 @@
 // The object goes only while the ring is Python's. Layouts: blkif.h, ring.h, grant_table.h.
 
 #define _GNU_SOURCE
+#include "linger.h"
 #include "outside.h"
 
 #include <pthread.h>
@@ -22,7 +23,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
-#include <time.h>
 #include <unistd.h>
 
 #define MOST_PAGES 16
@@ -50,6 +50,7 @@ struct xenpy_blocks {
     uint64_t requests, bytes_read, bytes_written, given_back, events;
     // how many answers the frontend was shown together, the last time; how often; segments of the last request
     uint32_t burst, bursts, last_count;
+    struct xenpy_linger linger;
     // fixed
     uint8_t *pages[MOST_PAGES];
     uint32_t slots, unit;
@@ -242,14 +243,6 @@ static void show(struct xenpy_blocks *b, uint32_t shown, bool ask)
         call(b->bell_fd);
 }
 
-static uint64_t now(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
-}
-
 static uint32_t available(struct xenpy_blocks *b)
 {
     return __atomic_load_n(index_word(b, 0), __ATOMIC_ACQUIRE) - b->consumed;
@@ -265,14 +258,24 @@ static bool more_will_come(struct xenpy_blocks *b, uint32_t shown)
 
     if (!here || here == b->slots || (here >= b->burst && (here > b->burst || b->bursts % LOOK_EVERY)))
         return false;
-    end = now() + REQUEST_NS + b->last_count * SEGMENT_NS;
+    end = xenpy_now() + REQUEST_NS + b->last_count * SEGMENT_NS;
     do {
         for (int n = 0; n < 32; n++)
             __builtin_ia32_pause();
         if (available(b))
             return true;
-    } while (!__atomic_load_n(&b->wanted, __ATOMIC_ACQUIRE) && now() < end);
+    } while (!__atomic_load_n(&b->wanted, __ATOMIC_ACQUIRE) && xenpy_now() < end);
     return false;
+}
+
+// Whether another request comes soon, so that the frontend need not be asked to wake us.
+static bool one_comes_soon(struct xenpy_blocks *b)
+{
+    xenpy_linger_begin(&b->linger);
+    while (!available(b))
+        if (__atomic_load_n(&b->wanted, __ATOMIC_ACQUIRE) || !xenpy_linger(&b->linger))
+            return false;
+    return true;
 }
 
 // Until the ring is empty (true), or Python has to look at it.
@@ -305,8 +308,11 @@ static bool serve_all(struct xenpy_blocks *b)
             b->burst = here > b->burst ? here : (here + b->burst) / 2; // a guest that was held up once may go on
             b->bursts++;
         }
-        show(b, shown, true);
+        show(b, shown, false);
         shown = b->produced;
+        if (one_comes_soon(b))
+            continue;
+        show(b, shown, true);
         if (!available(b))
             return !__atomic_load_n(&b->wanted, __ATOMIC_ACQUIRE);
     }
@@ -318,6 +324,7 @@ static void *run(void *argument)
     uint64_t n;
 
     while (read(b->wake_fd, &n, sizeof n) == sizeof n && !__atomic_load_n(&b->stop, __ATOMIC_ACQUIRE)) {
+        xenpy_linger_slept(&b->linger);
         if (__atomic_load_n(&b->lent, __ATOMIC_ACQUIRE)) {
             if (serve_all(b))
                 continue;

@@ -19,7 +19,6 @@
 #include <errno.h>
 #include <poll.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 int xenpy_bell_ring(void *bell, uint32_t port);
@@ -51,14 +50,6 @@ struct time_record { /* xen.h, struct vcpu_time_info */
     int8_t shift;
     uint8_t flags, padding2[2];
 };
-
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 /* Whether time and sleep are ours. */
 bool xpy_sees_to_events(const struct xpy_engine *e) { return e->fast.vcpu && e->fast.alone && e->paths.inbox; }
@@ -126,7 +117,7 @@ static uint64_t next_deadline(const struct xpy_vcpu *v)
 void xpy_run_timers(struct xpy_engine *e)
 {
     struct xpy_vcpu *v = e->fast.vcpu;
-    uint64_t now = now_ns();
+    uint64_t now = xenpy_now();
     bool due = false;
 
     if (v->singleshot && v->singleshot <= now) {
@@ -160,7 +151,7 @@ static void update_time(struct xpy_engine *e, void *area)
 
     record.version = (uint32_t)(v->time_version = (v->time_version + 2) & 0xfffffffe);
     record.tsc = xpy_rdtsc();
-    record.system_time = now_ns();
+    record.system_time = xenpy_now();
     memcpy(vcpu_info(e) + TIME_IN_VCPU_INFO, &record, sizeof record);
     if (area)
         memcpy(area, &record, sizeof record);
@@ -168,7 +159,7 @@ static void update_time(struct xpy_engine *e, void *area)
 
 static void change_runstate(struct xpy_vcpu *v, uint64_t state, void *area)
 {
-    uint64_t now = now_ns();
+    uint64_t now = xenpy_now();
 
     v->runstate_times[v->runstate & 3] += now - v->runstate_since;
     v->runstate = state;
@@ -197,6 +188,18 @@ bool xpy_block(struct xpy_engine *e)
     return true;
 }
 
+/* The guest sleeps. Its thread stays awake for a while if it is likely to be woken soon; true when it is. */
+static bool doze(struct xpy_engine *e)
+{
+    uint64_t until = next_deadline(e->fast.vcpu);
+
+    xenpy_linger_begin(&e->linger);
+    while (e->looking && xenpy_linger(&e->linger))
+        if (xenpy_bell_waiting(e->paths.inbox) || e->kicked || (until && until <= xenpy_now()))
+            return true;
+    return false;
+}
+
 static void fall_asleep(struct xpy_engine *e)
 {
     struct xpy_vcpu *v = e->fast.vcpu;
@@ -208,8 +211,6 @@ static void fall_asleep(struct xpy_engine *e)
     published[PUBLISHED_NS] = v->runstate_times[RUNNING];
     published[PUBLISHED_COUNT] = 1;
     published[PUBLISHED_STATE] = STATE_BLOCKED;
-    __atomic_store_n(&e->asleep, 1, __ATOMIC_SEQ_CST);
-    xenpy_bell_awake(e->paths.inbox, 0);
     e->fast.sleeps++;
 }
 
@@ -222,7 +223,7 @@ static bool wait_for_something(struct xpy_engine *e)
     uint64_t count;
 
     if (v->blocked) {
-        uint64_t until = next_deadline(v), now = now_ns();
+        uint64_t until = next_deadline(v), now = xenpy_now();
         if (!until) {
             patience = NULL;
         } else if (until > now) {
@@ -258,8 +259,15 @@ static bool wait_until_runnable(struct xpy_engine *e)
             v->blocked = 0;
         if (!v->blocked && looked)
             return true;
-        if (v->blocked && !e->asleep) {
+        if (v->blocked && v->runstate == RUNNING)
             fall_asleep(e);
+        if (v->blocked && !e->asleep) {
+            if (doze(e)) {
+                looked = true; /* who writes to the link calls, too */
+                continue;
+            }
+            __atomic_store_n(&e->asleep, 1, __ATOMIC_SEQ_CST);
+            xenpy_bell_awake(e->paths.inbox, 0);
             if (xenpy_bell_waiting(e->paths.inbox)) /* marked while we were awake, for which nobody wakes us */
                 continue;
         }
@@ -291,14 +299,15 @@ bool xpy_attend(struct xpy_engine *e)
     xpy_leave(e);
     if (e->asleep) {
         __atomic_store_n(&e->asleep, 0, __ATOMIC_SEQ_CST);
+        xenpy_linger_slept(&e->linger);
         if (e->looking) {
             xenpy_bell_awake(e->paths.inbox, 1);
             xpy_rouse_watcher(e);
         }
-        if (runs) {
-            change_runstate(v, RUNNING, runstate_area);
-            e->paths.published[PUBLISHED_STATE] = STATE_RUNNING;
-        }
+    }
+    if (runs && v->runstate == BLOCKED) {
+        change_runstate(v, RUNNING, runstate_area);
+        e->paths.published[PUBLISHED_STATE] = STATE_RUNNING;
     }
     if (!runs)
         return false;

@@ -9,6 +9,7 @@
  * all, it answers false having changed nothing that doing the whole call again in Python would not set right (writing
  * an entry that is there already, or loading the root that is loaded, changes nothing), and Python does it.
  */
+#define _GNU_SOURCE
 #include "internal.h"
 
 #include <string.h>

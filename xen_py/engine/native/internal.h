@@ -11,6 +11,7 @@
 #define XPY_INTERNAL_H
 
 #include "engine.h"
+#include "linger.h"
 
 #include <pthread.h>
 #include <stdbool.h>
@@ -209,6 +210,7 @@ struct xpy_engine {
     volatile int kicked;  /* sticky; set by any thread, cleared by the domain's own */
     volatile int asked;   /* ... and it is Python that is wanted */
     volatile int asleep;  /* in events.c, which sees to the inbox and the timer */
+    struct xenpy_linger linger;
     volatile int stopped; /* the stop signal has come, since this was last cleared */
     struct xpy_paths paths;
     bool inbox_watched;

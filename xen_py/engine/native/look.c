@@ -13,6 +13,7 @@
  * that one loaded before it has, too: so this library has to be loaded for all to see before Unicorn is. Where it is not
  * (Unicorn was there already), events come by signals. All of it is the domain's thread's.
  */
+#define _GNU_SOURCE
 #include "internal.h"
 
 #include <errno.h>
