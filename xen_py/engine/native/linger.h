@@ -16,7 +16,7 @@
 #include <time.h>
 
 #define LINGER_FIRST_NS 10000
-#define LINGER_MOST_NS 200000
+#define LINGER_MOST_NS 400000 /* twice that of KVM, whose guests are faster */
 #define LINGER_GIVEN_WAY_NS 20000 /* a yield that took as long has let somebody else run */
 
 struct xenpy_linger {
