@@ -75,8 +75,7 @@ def main() -> int:
 def system(folder: Path, seconds: float) -> tuple[Path, Path]:
     """Debian's kernel, unpacked, and an initramfs that does the jobs on whichever disk it finds, and ends."""
     root = debian.unpacked(KERNEL)
-    boot = max((root / "boot").glob("vmlinuz-*"), key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)])
-    release = boot.name.removeprefix("vmlinuz-")
+    boot, release = debian.newest_kernel(root)
     vmlinux = folder / "vmlinux"
     subprocess.run([BIN / "xen-py", "image", "vmlinux", boot, vmlinux], check=True)
     folder_of_modules = root / "lib" / "modules" / release

@@ -205,11 +205,9 @@ def qemus(folder: Path, stream: Path) -> Iterator[tuple[Guest, Guest, str, str]]
     command = [shutil.which("qemu-system-x86_64") or ""]
     if not command[0]:
         command = debian.program("qemu-system-x86", "qemu-system-x86_64")
-    release = r"[0-9.]+-[0-9]+-amd64"
-    root = debian.unpacked(f"linux-image-{release}")
-    kernels = [path for path in root.glob("boot/vmlinuz-*") if re.fullmatch(f"vmlinuz-{release}", path.name)]
-    kernel = max(kernels)  # other packages' are there, too
-    tree = root / "lib" / "modules" / kernel.name.removeprefix("vmlinuz-") / "kernel"
+    root = debian.unpacked("linux-image-[0-9.]+-[0-9]+-amd64")
+    kernel, release = debian.newest_kernel(root, "vmlinuz-*[0-9]-amd64")  # other packages' are there, too
+    tree = root / "lib" / "modules" / release / "kernel"
     modules = {Path(name).name: (tree / f"{name}.ko").read_bytes() for name in VIRTIO}
     ramdisk = folder / "theirs.gz"
     ramdisk.write_bytes(

@@ -27,6 +27,14 @@ def unpacked(*packages: str) -> Path:
     return CACHE / "root"
 
 
+def newest_kernel(root: Path, pattern: str = "vmlinuz-*") -> tuple[Path, str]:
+    """Of the kernels below that folder whose file's name matches: the file, and its release. By number, not by name."""
+    kernel = max(
+        (root / "boot").glob(pattern), key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)]
+    )
+    return kernel, kernel.name.removeprefix("vmlinuz-")
+
+
 def downloaded(package: str) -> Path:
     """The package's file."""
     unpacked(package)

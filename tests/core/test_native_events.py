@@ -425,3 +425,30 @@ def test_nothing_is_lost_between_two_threads(live: Live) -> None:
         live.machine.memory.bytes[info : info + 16] = bytes(16)
     thread.join()
     assert answered == rounds
+
+
+def test_who_has_been_woken_soon_waits_awake(live: Live) -> None:
+    """And is found awake then, and otherwise as if it slept."""
+    inbox, info = live.doorbell.inbox, live.vcpu.info_offset
+    over = threading.Event()
+
+    def ring_when_it_sleeps() -> None:
+        while not over.is_set():
+            if live.doorbell.state == RunState.BLOCKED:
+                inbox.ring(THEIRS)
+
+    thread = threading.Thread(target=ring_when_it_sleeps)
+    thread.start()
+    try:
+        until = time.monotonic() + 60
+        while not live.count("lingered") and time.monotonic() < until:
+            assert live.call(Hypercall.SCHED_OP, BLOCK) == ExitKind.SOFTINT
+            assert live.upcall_made()
+            assert live.vcpu.runstate == Runstate.RUNNING
+            live.domain.events.opened(THEIRS, live.domain.events.ports[THEIRS])
+            live.machine.memory.bytes[info : info + 16] = bytes(16)
+    finally:
+        over.set()
+        thread.join()
+    assert live.count("lingered")
+    assert live.vcpu.runstate_times[Runstate.BLOCKED] > 0

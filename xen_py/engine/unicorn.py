@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from xen_py.evtchn import PendingEvents
     from xen_py.frames import FrameTable
 
-_ABI = 8
+_ABI = 9
 _ffi = FFI()
 _ffi.cdef(
     """
@@ -38,7 +38,7 @@ struct xpy_fast {
     uint64_t shared_info, tsc_mul, tsc_shift, alone;
     uint8_t *ports;
     uint64_t *events, *allocated;
-    uint64_t calls[64], guest_syscalls, page_faults, upcalls, kicks, sleeps, looks;
+    uint64_t calls[64], guest_syscalls, page_faults, upcalls, kicks, sleeps, lingered, looks;
 };
 struct xpy_paths {
     void *inbox, *outbox;
@@ -246,7 +246,7 @@ class UnicornEngine:
     def accelerated(self) -> dict[str, int]:
         fast = self._fast
         done = {str(n): count for n, count in enumerate(fast.calls) if count}
-        names = ("guest_syscalls", "page_faults", "upcalls", "kicks", "sleeps", "looks")
+        names = ("guest_syscalls", "page_faults", "upcalls", "kicks", "sleeps", "lingered", "looks")
         return done | {name: int(getattr(fast, name)) for name in names}
 
     def statistics(self) -> dict[str, int]:

@@ -30,7 +30,7 @@ from xen_py.memory import GuestMemory
 from xen_py.types import Port
 
 MOST_PAGES = 16
-_COUNTS = ("requests", "bytes_read", "bytes_written", "given_back", "events")
+_COUNTS = ("requests", "bytes_read", "bytes_written", "given_back", "events", "lingered")
 """What the thread has done; events are those sent to the guest."""
 
 # The structure goes on; it is never made here.
@@ -40,7 +40,7 @@ _ffi, _native = open_native(
         int lent, wanted, stop;
         uint32_t consumed, produced;
         uint64_t sectors;
-        uint64_t requests, bytes_read, bytes_written, given_back, events;
+        uint64_t requests, bytes_read, bytes_written, given_back, events, lingered;
     };
     struct xenpy_blocks *xenpy_blocks_open(uint8_t **pages, uint32_t page_count, uint32_t slots,
         const struct xenpy_frames *frames, int fd, uint32_t unit, int readonly, int read_flags, int wake_fd,

@@ -47,7 +47,7 @@ struct xenpy_blocks {
     uint32_t consumed, produced;
     uint64_t sectors;
     // done by this side
-    uint64_t requests, bytes_read, bytes_written, given_back, events;
+    uint64_t requests, bytes_read, bytes_written, given_back, events, lingered;
     // how many answers the frontend was shown together, the last time; how often; segments of the last request
     uint32_t burst, bursts, last_count;
     struct xenpy_linger linger;
@@ -275,6 +275,7 @@ static bool one_comes_soon(struct xenpy_blocks *b)
     while (!available(b))
         if (__atomic_load_n(&b->wanted, __ATOMIC_ACQUIRE) || !xenpy_linger(&b->linger))
             return false;
+    b->lingered++;
     return true;
 }
 

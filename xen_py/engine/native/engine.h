@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define XPY_ABI 8
+#define XPY_ABI 9
 
 /* Why xpy_run came back. */
 enum {
@@ -83,7 +83,7 @@ struct xpy_fast {
     uint64_t *events; /* how many were raised; the port of vCPU 0's timer */
     uint64_t *allocated;
     /* counted here, told by Python */
-    uint64_t calls[64], guest_syscalls, page_faults, upcalls, kicks, sleeps, looks;
+    uint64_t calls[64], guest_syscalls, page_faults, upcalls, kicks, sleeps, lingered, looks;
 };
 
 /* How events get in and out of the process: two bells of a doorbell page with their eventfds, the link, and the state

@@ -194,9 +194,12 @@ static bool doze(struct xpy_engine *e)
     uint64_t until = next_deadline(e->fast.vcpu);
 
     xenpy_linger_begin(&e->linger);
-    while (e->looking && xenpy_linger(&e->linger))
-        if (xenpy_bell_waiting(e->paths.inbox) || e->kicked || (until && until <= xenpy_now()))
+    while (e->looking && xenpy_linger(&e->linger)) {
+        if (xenpy_bell_waiting(e->paths.inbox) || e->kicked || (until && until <= xenpy_now())) {
+            e->fast.lingered++;
             return true;
+        }
+    }
     return false;
 }
 
