@@ -36,6 +36,7 @@ from dom0.backend.net.world import World
 from dom0.host.assembly import make_domain
 from dom0.host.debugkeys import DebugKeys
 from dom0.host.hosted import HostedVm
+from dom0.host.linger import Lingering, lingering_loop
 from dom0.host.spawn import ProcessSpawner, Spawner, TemplateProcess, ThreadSpawner
 from dom0.host.switchboard import Dom0Port, Switchboard
 from dom0.host.tracing import MachineTrace
@@ -198,6 +199,8 @@ class Machine:
         self.switchboard = Switchboard()
         self.bridges = Bridges(lambda: clock.now() / 1e9)
         self.worlds: dict[str, World] = {}
+        self.lingering: Lingering | None = None
+        """Of the loop, where guests are processes."""
         self.daemon = Daemon(Server(clock=lambda: clock.now() / 1e9))
         self.backends = BackendManager(self.daemon.client(), self._frontend)
         self.toolstack = Toolstack(
@@ -257,6 +260,7 @@ class Machine:
             "backends": self.backends.statistics(),
             "bridges": self.bridges.statistics(),
             "worlds": {name: world.statistics() for name, world in self.worlds.items()},
+            "loop": self.lingering.statistics() if self.lingering is not None else {},
         }
 
     def close(self) -> None:
@@ -288,11 +292,13 @@ async def open_machine(
         where = rundir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xen-py-")))
         for name in ("console", "log"):
             (where / name).mkdir(mode=0o700, exist_ok=True)
+        lingering = stack.enter_context(lingering_loop()) if processes else None
         async with trio.open_nursery() as nursery:
             spawner: Spawner = ProcessSpawner(nursery, log_fd, template) if processes else ThreadSpawner(make)
             try:
                 time = clock or (RealClock() if seed is None else LoopClock())
                 machine = Machine(where, nursery, spawner, time, seed)
+                machine.lingering = lingering
                 if world:
                     machine.open_world(log_fd)
                 await nursery.start(machine.daemon.serve_unix, os.fspath(where / "xenstored.sock"))

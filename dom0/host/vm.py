@@ -27,6 +27,7 @@ import trio
 
 from dom0.backend.grants import GuestGone, GuestGrants
 from dom0.host.foreign import ForeignGrants, NotHeld
+from dom0.host.linger import watched
 from dom0.host.messages import LONGEST, BadMessage, pack, parse
 from dom0.host.spawn import LoopEnd, Spawner
 from xen_py.abi.grant_table import GrantStatus
@@ -200,12 +201,13 @@ class Vm:
 
     async def _carry_notifications(self) -> None:
         outbox = self._doorbell.outbox
-        while True:
-            await trio.lowlevel.wait_readable(outbox.eventfd)
-            for port in outbox.take():
-                self._statistics.notifications += 1
-                with suppress(XenError):
-                    self._services.evtchn_notify(port)
+        with watched(outbox):
+            while True:
+                await trio.lowlevel.wait_readable(outbox.eventfd)
+                for port in outbox.take():
+                    self._statistics.notifications += 1
+                    with suppress(XenError):
+                        self._services.evtchn_notify(port)
 
     async def _serve_messages(self, nursery: trio.Nursery) -> None:
         """Until the link closes, or says what no correct loop says."""

@@ -47,10 +47,7 @@ static inline bool xenpy_linger(struct xenpy_linger *l)
     if (now - l->began >= l->limit)
         return false;
     sched_yield();
-    if (xenpy_now() - now < LINGER_GIVEN_WAY_NS)
-        return true;
-    l->limit = 0;
-    return false;
+    return xenpy_now() - now < LINGER_GIVEN_WAY_NS;
 }
 
 /* After the sleep: what came has come so long after the beginning. */
