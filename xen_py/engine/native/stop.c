@@ -151,7 +151,7 @@ static bool time_is_up(struct xpy_engine *e)
 
 /* ---- the watcher ---- */
 
-#define QUIET_TICKS 8 /* milliseconds for which the watcher stays about after a guest has run */
+#define QUIET_TICKS 2 /* milliseconds for which the watcher stays about after a guest has run */
 
 struct watch {
     unsigned tries, quiet;
