@@ -221,16 +221,18 @@ static void *watch_loop(void *arg)
 
         __atomic_store_n(&e->resting, 0, __ATOMIC_SEQ_CST);
         for (int i = 0; i < got; i++) {
+            int fd = events[i].data.fd;
+
             /* The timer and our own eventfd are read here; a foreign eventfd is its reader's, hence edge-triggered. */
-            if (events[i].data.fd == e->paths.inbox_fd && e->paths.inbox) {
+            if (fd != e->timer_fd && fd != e->event_fd) {
                 wanted = true;
                 continue;
             }
-            if (read(events[i].data.fd, &n, sizeof n) < 0 && errno != EAGAIN)
+            if (read(fd, &n, sizeof n) < 0 && errno != EAGAIN)
                 return NULL;
-            if (events[i].data.fd == e->event_fd)
+            if (fd == e->event_fd) {
                 wanted |= __atomic_load_n(&e->kicked, __ATOMIC_SEQ_CST) != 0;
-            else if (time_is_up(e)) {
+            } else if (time_is_up(e)) {
                 if (__atomic_load_n(&e->looking, __ATOMIC_SEQ_CST))
                     xenpy_bell_stir(e->paths.inbox);
                 else
