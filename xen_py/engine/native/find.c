@@ -43,6 +43,7 @@ static bool resolve(struct xpy_engine *e, char *why, size_t n)
         {"uc_context_restore", &e->uc_context_restore},
         {"uc_free", &e->uc_free},
         {"helper_lookup_tb_ptr_x86_64", &e->own_jumps},
+        {"x86_ldq_phys_x86_64", &e->own_walks},
         {"tcg_tb_lookup_x86_64", &e->block_at},
         {"tcg_tb_foreach_x86_64", &e->each_block},
         {"helper_check_exit_request_x86_64", &e->leave},
@@ -542,6 +543,7 @@ bool xpy_find(struct xpy_engine *e, const char *libunicorn, uint32_t translation
         return false;
     }
     xpy_take_over_jumps(e, e->own_jumps);
+    xpy_take_over_walks(e->own_walks);
     if (!xpy_take_over_stores(e)) {
         snprintf(why, n, "the functions that store to watched pages were not found");
         return false;

@@ -4,8 +4,8 @@
  * its inside, and struct xpy_engine. Everything belongs to the domain's thread unless it is said to be otherwise.
  *
  * find.c finds and proves the private parts, engine.c enters and leaves the guest, stop.c makes it stop, fast.c handles
- * the most frequent exits without leaving, events.c has it sleep and wake, look.c has it look for events, stores.c makes stores to pages that might
- * hold code cheap.
+ * the most frequent exits without leaving, events.c has it sleep and wake, look.c has it look for events, stores.c makes
+ * stores to pages that might hold code cheap, walks.c walks through page tables.
  */
 #ifndef XPY_INTERNAL_H
 #define XPY_INTERNAL_H
@@ -261,6 +261,7 @@ struct xpy_engine {
     int (*uc_context_restore)(uc_engine *, void *);
     int (*uc_free)(void *);
     void *(*own_jumps)(void *);
+    uint64_t (*own_walks)(void *, uint64_t);
     struct block *(*block_at)(void *, uintptr_t);
     void (*each_block)(void *, int (*)(void *, void *, void *), void *);
     void (*leave)(uc_engine *, uint32_t);
@@ -287,6 +288,9 @@ extern __thread struct xpy_engine *volatile xpy_running_here INITIAL_EXEC;
 void xpy_take_over_jumps(struct xpy_engine *e, void *(*own)(void *));
 void xpy_begin_looking(struct xpy_engine *e);
 void xpy_end_looking(struct xpy_engine *e);
+
+/* walks.c */
+void xpy_take_over_walks(uint64_t (*own)(void *, uint64_t));
 
 /* events.c */
 bool xpy_sees_to_events(const struct xpy_engine *e);
