@@ -190,6 +190,31 @@ def test_compatibility_mode(machine: Machine) -> None:
     assert r[R.COMPAT] == 1
 
 
+def test_jumps_are_relative_to_the_base_of_the_code_segment(machine: Machine) -> None:
+    """A block at that very address, but of the flat segment, is not where such a jump goes."""
+    r = machine.regs
+    machine.words(FREE)[2] = 0x00CFFA000010FFFF  # 32-bit code from address 0x10 on
+    machine.read_only(FREE)
+    machine.put(DATA, machine.mfn(FREE).to_bytes(8, "little"))
+    assert machine.call(Hypercall.SET_GDT, VA(DATA), 3) == 0
+    target, start = 0x40, 0x80
+    code = bytearray(b"\xff\xe0".ljust(256, b"\x90"))  # jmp *%eax
+    for at, number in ((target, 1), (target + 0x10, 2)):
+        code[at : at + 7] = b"\xb9" + number.to_bytes(4, "little") + b"\x0f\x0b"  # mov $number,%ecx ; ud2
+    code[start : start + 2] = b"\xff\x2f"  # ljmp *(%rdi)
+    code[start + 0x30 : start + 0x32] = b"\xff\xe0"
+    code[start + 0x60 : start + 0x66] = (USER_VA + start + 0x20).to_bytes(4, "little") + b"\x13\0"
+    machine.user_mode(bytes(code))
+    for _ in range(3):
+        r[R.RIP], r[R.RAX], r[R.RDI] = USER_VA, USER_VA + target, USER_VA + start + 0x60
+        r[R.COMPAT], r[R.CS] = 1, 0xE023
+        assert machine.exit() == ExitKind.EXCEPTION
+        assert (r[R.VECTOR], r[R.RCX], r[R.RIP]) == (6, 1, USER_VA + target + 5)
+        r[R.RIP], r[R.COMPAT], r[R.CS] = USER_VA + start, 0, 0xE033
+        assert machine.exit() == ExitKind.EXCEPTION
+        assert (r[R.VECTOR], r[R.RCX], r[R.RIP], r[R.CS]) == (6, 2, USER_VA + target + 5, 0x13)
+
+
 def test_page_tables_are_the_ones_in_cr3(machine: Machine) -> None:
     machine.user_mode(SYSCALL)
     assert machine.exit() == ExitKind.SYSCALL

@@ -288,6 +288,9 @@ static void load(struct xpy_engine *e)
     memcpy(cpu->regs, r->gpr, sizeof cpu->regs);
     cpu->eip = r->rip;
     cpu->eflags = (r->rflags & 0x3fffffu) | 2; /* all of them: the emulator takes the flags apart on entry */
+    /* a base that the guest has loaded with the code segment is that segment's only */
+    if (cpu->segs[XPY_CS].selector != (uint16_t)r->sel[XPY_CS])
+        cpu->segs[XPY_CS].base = 0;
     for (int i = 0; i < 6; i++)
         cpu->segs[i].selector = (uint16_t)r->sel[i];
     cpu->segs[XPY_FS].base = r->fs_base;

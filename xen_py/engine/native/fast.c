@@ -195,6 +195,7 @@ static bool bounce(struct xpy_engine *e, uint64_t rip, uint64_t flags, uint64_t 
     cpu->regs[4] = rsp;
     cpu->segs[XPY_SS].selector = FLAT_KERNEL_SS;
     cpu->segs[XPY_CS].selector = FLAT_KERNEL_CS;
+    cpu->segs[XPY_CS].base = 0;
     cpu->segs[XPY_CS].flags = FLAT_CODE64;
     cpu->hflags |= HF_CS64;
     write_flags(e, (flags & ~(uint64_t)(F_AC | F_VM | F_RF | F_NT | F_TF | F_IOPL)) | F_IF);
@@ -287,6 +288,7 @@ static bool iret(struct xpy_engine *e)
     cpu->eip = frame[4];
     cpu->segs[XPY_CS].selector = (uint32_t)((frame[5] | 3) & 0xffff);
     cpu->segs[XPY_SS].selector = (uint32_t)((frame[8] | 3) & 0xffff);
+    cpu->segs[XPY_CS].base = 0;
     cpu->segs[XPY_CS].flags = FLAT_CODE64;
     cpu->hflags |= HF_CS64;
     write_flags(e, flags);

@@ -56,14 +56,14 @@ static bool goes_there(const struct xpy_engine *e, const struct block *b, uint64
 
 __attribute__((noinline)) static void *look_further(struct xpy_engine *e)
 {
-    uint64_t pc = e->cpu->eip;
+    uint64_t base = e->cpu->segs[XPY_CS].base, pc = e->cpu->eip + base;
     struct block **known = xpy_known_jump(e->cpu, pc);
     struct block **kept = e->jumps + ((pc ^ e->cpu->hflags) * 0x9e3779b97f4a7c15ull >> (64 - JUMPS_KEPT_BITS));
 
     if (e->jumps_of_flush != *e->flush_count) {
         memset(e->jumps, 0, sizeof *e->jumps << JUMPS_KEPT_BITS);
         e->jumps_of_flush = *e->flush_count;
-    } else if (*kept && goes_there(e, *kept, pc)) {
+    } else if (*kept && !base && goes_there(e, *kept, pc)) {
         return (*known = *kept)->code;
     }
     void *code = emulators_own(e->cpu);
@@ -98,8 +98,9 @@ void *helper_lookup_tb_ptr_x86_64(struct cpu_state *cpu)
         return emulators_own(cpu);
     if (__builtin_expect(__atomic_load_n(e->marks, __ATOMIC_RELAXED) != 0, 0))
         return look(e);
-    struct block *b = *xpy_known_jump(cpu, cpu->eip);
-    if (b && b->pc == cpu->eip && b->kind == PLAIN_BLOCK && b->flags == block_flags(cpu))
+    uint64_t base = cpu->segs[XPY_CS].base, pc = cpu->eip + base;
+    struct block *b = *xpy_known_jump(cpu, pc);
+    if (b && b->pc == pc && b->cs_base == base && b->kind == PLAIN_BLOCK && b->flags == block_flags(cpu))
         return b->code;
     return look_further(e);
 }
