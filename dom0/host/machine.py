@@ -259,6 +259,7 @@ class Machine:
             "trace": self.trace.tracer.statistics(),
             "backends": self.backends.statistics(),
             "bridges": self.bridges.statistics(),
+            "datapath": self.bridges.datapath.statistics(),
             "worlds": {name: world.statistics() for name, world in self.worlds.items()},
             "loop": self.lingering.statistics() if self.lingering is not None else {},
         }

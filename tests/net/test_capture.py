@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dom0.backend.net import capture as captures
 from dom0.backend.net.capture import Capture
+from dom0.backend.net.datapath import Datapath
 from dom0.backend.net.switch import Switch
 from tests.net.captures import read_capture
 from tests.net.frames import EVERYONE, A, B, frame, ip4, udp, whole
@@ -12,7 +13,7 @@ from xen_py.io.packet import Csum, Packet
 
 
 async def test_a_vif_and_a_bridge() -> None:
-    switch = Switch("xenbr0", lambda: 0.0)
+    switch = Switch("xenbr0", lambda: 0.0, Datapath())
     one, two = (switch.plug(f"vif{n}.0", lambda packet: True) for n in (1, 2))
     switch.plug("vif3.0", lambda packet: True)
     with Capture(switch, "vif1.0", 0, lambda: 1 << 60) as narrow, Capture(switch, None, 20, lambda: 5) as wide:
@@ -36,7 +37,7 @@ async def test_a_vif_and_a_bridge() -> None:
 
 
 async def test_who_is_slow_loses_frames_and_is_told() -> None:
-    switch = Switch("xenbr0", lambda: 0.0)
+    switch = Switch("xenbr0", lambda: 0.0, Datapath())
     one = switch.plug("vif1.0", lambda packet: True)
     with Capture(switch, None, 0, lambda: 0) as capture:
         for _ in range(captures.MOST_WAITING // 60000 + 10):

@@ -79,7 +79,7 @@ async def test_who_has_ended_acknowledges_with_its_end_counted() -> None:
             if inward and packet.data[6:12] == B and packet.data[12:14] == b"\x08\0":
                 sent.append((packet.data[47], int.from_bytes(packet.data[38:42], "big")))
 
-        machine.bridges.get("xenbr0").observers.append(observe)
+        machine.bridges.get("xenbr0").observe(observe)
         listener = inet.listen(80)
         stream = await net.connect("10.0.0.1", 80)
         served = await listener.accept()

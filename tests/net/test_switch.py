@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dom0.backend.net import switch as switches
+from dom0.backend.net.datapath import Datapath
 from dom0.backend.net.filters import AddressFilter, parse_addresses
 from dom0.backend.net.switch import AGEING_SECONDS, MOST_ADDRESSES, PacketQueue, Port, Switch, Vlans, VlanSyntaxError
 from tests.net.frames import EVERYONE, A, B, C, arp, frame, ip4, ip6, tcp, udp
@@ -20,7 +21,7 @@ class Lab:
 
     def __init__(self) -> None:
         self.time = 0.0
-        self.switch = Switch("xenbr0", lambda: self.time)
+        self.switch = Switch("xenbr0", lambda: self.time, Datapath())
         self.out: dict[str, list[Packet]] = {}
 
     def plug(self, name: str, mac: bytes | None = None, vlan: str | None = None, ip: str | None = None) -> Port:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dom0.backend.net.datapath import Datapath
 from dom0.backend.net.switch import Switch
 from dom0.backend.net.tap import TapFailed, _described, _understood, open_tap
 from tests.net.apart import run_apart
@@ -82,7 +83,7 @@ def test_what_has_no_words_here() -> None:
 
 def test_a_bridge_that_is_not_there() -> None:
     with pytest.raises(TapFailed, match="no-such-bridge: there is no such device"):
-        open_tap("vif1.0", "no-such-bridge", 1500, Switch("apart", lambda: 0.0))
+        open_tap("vif1.0", "no-such-bridge", 1500, Switch("apart", lambda: 0.0, Datapath()))
 
 
 def test_guests_on_a_linux_bridge(debian: None, tmp_path: Path) -> None:

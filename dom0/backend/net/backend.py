@@ -15,11 +15,13 @@ Owner: the trio thread.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from dom0.backend.driver import Backend, Frontend
+from dom0.backend.net.datapath import LanePlace, NoRoom
 from dom0.backend.net.filters import AddressFilter, parse_addresses
 from dom0.backend.net.forward import Forward, parse_forwards
 from dom0.backend.net.hashing import Hashing
@@ -35,6 +37,7 @@ from xen_py.drive.queue import BackQueue
 from xen_py.io import netif
 from xen_py.io.packet import Packet, flow
 from xen_py.types import GrantRef
+from xen_py.types import Port as EventPort
 
 MAX_QUEUES = 4
 DEFAULT_MTU = 1500
@@ -77,6 +80,8 @@ class NetBackend(Backend):
         self._receivers: list[RxServer] = []
         self._senders: list[TxServer] = []
         self._lanes: list[PacketLane] = []
+        self._places: list[LanePlace] = []
+        """In the datapath: one for each queue, or none."""
         self._tally: Counter[str] = Counter()
         self._groups = Groups()
         self._hashing = Hashing(frontend.grants, 1)
@@ -128,6 +133,8 @@ class NetBackend(Backend):
         switch = self.switch
         port = self.port = Port(switch, self.vif, self._deliver, self._mac, self._vlans, self._filter)
         port.settle = self._settle
+        port.way = self._way
+        port.counts_elsewhere = self._counted_by_datapath
         port.addresses, port.forwards = self._addresses, self._forwards
         switch.add(port)
         port.groups = groups.wanted if bus.flag(nodes, _MULTICAST) else None
@@ -169,6 +176,7 @@ class NetBackend(Backend):
         async for requests in control.batches():
             for request in requests:
                 control.respond(hashing.answer(request))
+            self.switch.datapath.forget()
 
     async def _open_lane(self, port: Port, nodes: Nodes, prefix: str, offers: Offers) -> None:
         """A pair of rings."""
@@ -180,14 +188,15 @@ class NetBackend(Backend):
         tx = await self.map_ring(netif.TX_RING, refs[:1], lambda: ports[0].notify())
         rx = await self.map_ring(netif.RX_RING, refs[1:], lambda: ports[-1].notify())
         if prefix + "event-channel-tx" in nodes:
-            ports = [
-                self.bind(number("event-channel-tx", _LARGEST_PORT), tx.on_event),
-                self.bind(number("event-channel-rx", _LARGEST_PORT), rx.on_event),
-            ]
+            peers = [number(f"event-channel-{name}", _LARGEST_PORT) for name in ("tx", "rx")]
+            ports = [self.bind(peer, queue.on_event) for peer, queue in zip(peers, (tx, rx), strict=True)]
         else:
-            ports = [self.bind(number("event-channel", _LARGEST_PORT), lambda: _both(tx, rx))]
+            peers = [number("event-channel", _LARGEST_PORT)] * 2
+            ports = [self.bind(peers[0], lambda: _both(tx, rx))]
         grants = self.frontend.grants
         lane = self._lane(tx, rx)
+        if lane is not None:
+            self._join(port, lane, (tx, rx), (EventPort(peers[0]), EventPort(peers[1])), offers)
         sender = TxServer(tx, grants, port.send_all, self._groups, self._credit, self._tally, lane)
         receiver = RxServer(rx, grants, offers, self._tally, lane)
         self._receivers.append(receiver)
@@ -202,6 +211,30 @@ class NetBackend(Backend):
         lane = PacketLane(tx.ring, rx.ring, self.frontend.grants.memory)
         self._lanes.append(lane)
         return lane
+
+    def _join(
+        self,
+        port: Port,
+        lane: PacketLane,
+        queues: tuple[BackQueue, BackQueue],
+        peers: tuple[EventPort, EventPort],
+        offers: Offers,
+    ) -> None:
+        """Have the datapath serve the rings, too, unless events must be seen, or it cannot."""
+        doorbell = self.frontend.doorbell()
+        if doorbell is None:
+            return
+        datapath, route = self.switch.datapath, self.frontend.route
+        with suppress(NoRoom):
+            place = LanePlace(datapath, port.number, lane, queues, doorbell, peers, route, offers.takes())
+            self._places.append(place)
+            port.seen_by_datapath = True
+            self.start(lambda place: place.listen(), place)
+
+    def observe_rings(self, observer: Callable[[str, str, Any], None] | None) -> None:
+        super().observe_rings(observer)
+        for place in self._places:
+            place.look()
 
     def _settle(self) -> None:
         for receiver in self._receivers:
@@ -219,6 +252,16 @@ class NetBackend(Backend):
             return receivers[0].deliver(packet)
         return receivers[flow(packet.data) % len(receivers)].deliver(packet)
 
+    def _way(self, packet: Packet) -> int | None:
+        """Of those that `_deliver` would give to the lane as they are."""
+        receivers = self._receivers
+        if self._hashing.wanted or not receivers or len(self._places) != len(receivers):
+            return None
+        return self._places[flow(packet.data) % len(receivers)].number
+
+    def _counted_by_datapath(self) -> Counter[str]:
+        return sum((Counter(place.counts()) for place in self._places), Counter())
+
     async def do_disconnect(self) -> None:
         if self._tap is not None:
             self._tap.stop()
@@ -228,6 +271,9 @@ class NetBackend(Backend):
             sender.leave_lane()
         for receiver in self._receivers:
             receiver.leave_lane()
+        places, self._places = self._places, []
+        for place in places:
+            await place.close()
         for lane in self._lanes:
             lane.close()
         for receiver in self._receivers:

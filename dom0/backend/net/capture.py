@@ -37,11 +37,11 @@ class Capture:
         self._news = trio.lowlevel.ParkingLot()
 
     def __enter__(self) -> Capture:
-        self._switch.observers.append(self._see)
+        self._switch.observe(self._see)
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self._switch.observers.remove(self._see)
+        self._switch.observe_no_more(self._see)
 
     def _see(self, port: Port, inward: bool, packet: Packet) -> None:
         """`inward` is into the switch, which is out of the guest."""

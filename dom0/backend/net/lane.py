@@ -4,10 +4,11 @@
 A ring belongs to its `TxServer` or `RxServer`, or is lent to the lane. Lent, a guest's event takes its packets out,
 has them switched and answers them before the next is looked at, and a packet for the guest is in its frames when
 `deliver` returns; no task wakes for either. What the lane leaves (see packets.c) makes the ring go back to the server,
-which lends it again when nothing is under way. The servers are the reference, and all there is where events and grants
-must be seen one by one: in seeded machines, under a trace, with `rate=`.
+which lends it again when nothing is under way. A lane that has joined a datapath (`datapath`) shares its rings with
+that one's thread: packets of known flows never come here. The servers are the reference, and all there is where
+events and grants must be seen one by one: in seeded machines, under a trace, with `rate=`.
 
-Owner: the trio thread.
+Owner: the trio thread, with the lock of the datapath.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ _ffi, _native = open_native(
     uint32_t xenpy_packets_show(struct xenpy_packets *p, uint32_t wanted);
     void xenpy_packets_lend_tx(struct xenpy_packets *p, uint32_t consumed, uint32_t produced);
     void xenpy_packets_lend_rx(struct xenpy_packets *p, uint32_t consumed, uint32_t produced);
-    void xenpy_packets_positions(const struct xenpy_packets *p, uint32_t *positions);
+    void xenpy_packets_return_tx(struct xenpy_packets *p, uint32_t *positions);
+    uint32_t xenpy_packets_return_rx(struct xenpy_packets *p, uint32_t *positions);
 """)
 _buffer = _ffi.new("uint8_t[]", _ROOM)
 _bytes = memoryview(_ffi.buffer(_buffer))
@@ -94,6 +96,11 @@ class PacketLane:
             self._free()
             raise MemoryError
 
+    @property
+    def address(self) -> int:
+        """Of the native structure."""
+        return int(_ffi.cast("uintptr_t", self._lane))
+
     def lend_tx(self) -> None:
         _native.xenpy_packets_lend_tx(self._lane, *self._tx.positions())
 
@@ -101,16 +108,16 @@ class PacketLane:
         _native.xenpy_packets_lend_rx(self._lane, *self._rx.positions())
 
     def return_tx(self) -> None:
-        self._tx.go_on_from(*self._positions()[:2])
+        positions = _ffi.new("uint32_t[2]")
+        _native.xenpy_packets_return_tx(self._lane, positions)
+        self._tx.go_on_from(*positions)
 
-    def return_rx(self) -> None:
-        """All that was put has been shown."""
-        self._rx.go_on_from(*self._positions()[2:])
-
-    def _positions(self) -> list[int]:
-        positions = _ffi.new("uint32_t[4]")
-        _native.xenpy_packets_positions(self._lane, positions)
-        return list(positions)
+    def return_rx(self) -> Settled:
+        """All that was put is shown."""
+        positions = _ffi.new("uint32_t[2]")
+        settled = Settled(_native.xenpy_packets_return_rx(self._lane, positions))
+        self._rx.go_on_from(*positions)
+        return settled
 
     def take(self) -> tuple[list[Sent], bool]:
         """Packets that the guest has sent, to be answered next; and whether one is left that the server must see."""
@@ -130,7 +137,10 @@ class PacketLane:
         return Put(_native.xenpy_packets_put(self._lane, data, len(data), flags, gso, gso_size))
 
     def show(self, wanted: int) -> Settled:
-        """Show the guest what was put. MORE: `wanted` slots are there; there will be an event otherwise."""
+        """Show the guest what was put. MORE: `wanted` slots are there; there will be an event otherwise.
+
+        Until the next time packets count as waiting, which others must not overtake, unless NEVER is wanted.
+        """
         return Settled(_native.xenpy_packets_show(self._lane, wanted))
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from collections import Counter, deque
 import attrs
 
 from dom0.backend.grants import GuestGrants
+from dom0.backend.net.datapath import Takes
 from dom0.backend.net.lane import NEVER, PacketLane, Put, Settled
 from dom0.backend.net.switch import PacketQueue
 from dom0.host.grantorders import MOST_COPIED
@@ -68,6 +69,11 @@ class Offers:
         if any(len(piece.data) > self._longest for piece in pieces):
             return []
         return [self._checked(piece) for piece in pieces]
+
+    def takes(self) -> Takes:
+        """The same for the datapath."""
+        blank = (self.blank_v4 << 4) | (self.blank_v6 << 6)
+        return Takes(self._longest, sum(1 << kind for kind in self.gso), blank)
 
     @property
     def _longest(self) -> int:
@@ -164,9 +170,8 @@ class RxServer:
     def _take_back(self) -> None:
         if self._lane is None or not self._queue.lent:
             return
-        if self._lane.show(NEVER) & Settled.TELL:
+        if self._lane.return_rx() & Settled.TELL:
             self._queue.tell()
-        self._lane.return_rx()
         self._queue.lent = False
         self._queue.on_event()
         self._bell.ring()

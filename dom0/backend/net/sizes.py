@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict
+from collections.abc import Callable
 
 from xen_py.io.packet import IPV6_FRAGMENT, LEAST_SEGMENT, TCP, Csum, Headers, Packet, complete, headers, internet_sum
 
@@ -33,6 +34,8 @@ class SegmentSizes:
 
     def __init__(self) -> None:
         self._sizes: OrderedDict[bytes, int] = OrderedDict()
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when a connection that is known takes others than before."""
 
     def outward(self, packet: Packet) -> Packet:
         """A guest's packet as the stack is to see it."""
@@ -45,7 +48,9 @@ class SegmentSizes:
         at = _announced(data, found)
         size = int.from_bytes(data[at : at + 2], "big") if at else _UNTOLD[found.version]
         key = _connection(data, found, outward=True)
-        self._sizes[key] = max(size, LEAST_SEGMENT)
+        known, self._sizes[key] = self._sizes.get(key), max(size, LEAST_SEGMENT)
+        if known not in (None, self._sizes[key]):
+            self.on_change()
         self._sizes.move_to_end(key)
         if len(self._sizes) > _MOST_CONNECTIONS:
             self._sizes.popitem(last=False)

@@ -10,19 +10,24 @@ VLANs: a port has none, and then it and its like are one network to which a tag 
 belongs to those networks only, of which one (the PVID) is that of its untagged frames. The two kinds never meet.
 
 What a switch learns is bounded for each port, so that one guest that sends from many addresses forgets its own. The
-address that a configuration gave a port is not to be had for others. Owner: the trio thread.
+address that a configuration gave a port is not to be had for others.
+
+Frames of known flows need not come through here: the switch shows the datapath (`dom0.backend.net.datapath`) what it
+has done with one, and has it forget all when anything changes. Owner: the trio thread.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Address, IPv6Address
+from itertools import count
 from typing import Any, Protocol
 
 import attrs
 
+from dom0.backend.net.datapath import Datapath
 from dom0.backend.net.forward import Forward
 from xen_py.io.packet import ETHERNET, VLANS, Packet
 
@@ -33,6 +38,8 @@ MOST_ADDRESSES = 1024
 LONGEST_FRAME = ETHERNET + 2 * 4 + 0xFFFF
 SHORTEST_FRAME = ETHERNET
 _HIGHEST_VLAN = 4094
+_numbers = count(1)
+"""Of ports: no two have the same."""
 
 
 class Check(Protocol):
@@ -157,6 +164,15 @@ class Port:
         """Called when a sender's packets have all been delivered, where that is worth waiting for."""
         self.learned: set[tuple[int, bytes]] = set()
         self.counts: Counter[str] = Counter()
+        self.number = next(_numbers)
+        self.seen_by_datapath = False
+        """Frames come in here by the datapath, too, which knows them by `number`."""
+        self.way: Callable[[Packet], int | None] = lambda packet: None
+        """The datapath's place to which frames of this one's flow go; None: they come here."""
+        self.longest: Callable[[Packet], int] = lambda packet: LONGEST_FRAME
+        """Bytes of the largest frames of this one's flow, which came in here, that need nothing done."""
+        self.counts_elsewhere: Callable[[], Mapping[str, int]] = dict
+        """What the datapath has counted for it."""
 
     def send(self, packet: Packet) -> None:
         """A frame comes in at this port."""
@@ -173,15 +189,16 @@ class Port:
         self.switch.unplug(self)
 
     def statistics(self) -> dict[str, int]:
-        return {"learned": len(self.learned), **self.counts}
+        return {"learned": len(self.learned), **(self.counts + Counter(self.counts_elsewhere()))}
 
 
 class Switch:
     """One bridge. `now` is a clock in seconds."""
 
-    def __init__(self, name: str, now: Callable[[], float]) -> None:
+    def __init__(self, name: str, now: Callable[[], float], datapath: Datapath) -> None:
         self.name = name
         self._now = now
+        self.datapath = datapath
         self.ports: list[Port] = []
         self._learned: dict[tuple[int, bytes], _Learned] = {}
         self._own: dict[bytes, Port] = {}
@@ -189,7 +206,7 @@ class Switch:
         self.watchers: list[Callable[[Port, bool], None]] = []
         """Told of each port that has come (True) or goes."""
         self.observers: list[Callable[[Port, bool, Packet], None]] = []
-        """Told of each frame that comes in at a port (True) or goes out there: for captures."""
+        """Told of each frame that comes in at a port (True) or goes out there: see `observe`."""
         self._touched: dict[Port, None] = {}
         """Ports that are to settle."""
 
@@ -210,6 +227,7 @@ class Switch:
         self.ports.append(port)
         if mac is not None:
             self._own.setdefault(mac, port)
+        self.datapath.forget()
         for watcher in list(self.watchers):
             watcher(port, True)
         return port
@@ -218,6 +236,7 @@ class Switch:
         if port not in self.ports:
             return
         self.ports.remove(port)
+        self.datapath.forget()
         for watcher in list(self.watchers):
             watcher(port, False)
         for key in port.learned:
@@ -228,6 +247,14 @@ class Switch:
             heir = next((other for other in self.ports if other.mac == port.mac), None)
             if heir is not None:
                 self._own[port.mac] = heir
+
+    def observe(self, observer: Callable[[Port, bool, Packet], None]) -> None:
+        """Have it told of all frames from now on: for captures."""
+        self.observers.append(observer)
+        self.datapath.forget()
+
+    def observe_no_more(self, observer: Callable[[Port, bool, Packet], None]) -> None:
+        self.observers.remove(observer)
 
     def forward(self, source: Port, packet: Packet) -> None:
         """Have a frame that came in at `source` go out where it belongs."""
@@ -261,6 +288,14 @@ class Switch:
             self._flood(source, vlan, packet)
         elif place is not source:
             self._go_out(place, vlan, packet)
+            if source.seen_by_datapath and source.vlans is None and place.vlans is None and not self.observers:
+                self._show_the_way(source, place, packet)
+
+    def _show_the_way(self, source: Port, place: Port, packet: Packet) -> None:
+        """All that was decided by is in the packet's flow: the datapath may do it with those that follow."""
+        target, longest = place.way(packet), source.longest(packet)
+        if target is not None and len(packet.data) <= longest:
+            self.datapath.learn(source.number, packet.data, target, longest)
 
     def _learn(self, port: Port, vlan: int, address: bytes) -> None:
         key = vlan, address
@@ -270,8 +305,10 @@ class Switch:
                 self._forget_oldest(port)
             self._learned[key] = _Learned(port, self._now())
             port.learned.add(key)
+            self.datapath.forget()
             return
         if known.port is not port:
+            self.datapath.forget()
             known.port.learned.discard(key)
             if len(port.learned) >= MOST_ADDRESSES:
                 self._forget_oldest(port)
@@ -281,6 +318,7 @@ class Switch:
 
     def _forget_oldest(self, port: Port) -> None:
         """A quarter of what was learned there, so that this is not done for every frame."""
+        self.datapath.forget()
         for key in sorted(port.learned, key=lambda key: self._learned[key].seen)[: MOST_ADDRESSES // 4]:
             port.learned.discard(key)
             del self._learned[key]
@@ -291,6 +329,7 @@ class Switch:
             port = self._own.get(address)
             return port if port is not None and _carries(port.vlans, vlan) else None
         if self._now() - known.seen > AGEING_SECONDS:
+            self.datapath.forget()
             del self._learned[vlan, address]
             known.port.learned.discard((vlan, address))
             return None
@@ -360,13 +399,14 @@ class Bridges:
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
+        self.datapath = Datapath()
         self._switches: dict[str, Switch] = {}
         self.on_new: Callable[[Switch], None] = lambda switch: None
         """Told of each switch that comes to be."""
 
     def get(self, name: str) -> Switch:
         if name not in self._switches:
-            self._switches[name] = Switch(name, self._now)
+            self._switches[name] = Switch(name, self._now, self.datapath)
             self.on_new(self._switches[name])
         return self._switches[name]
 
@@ -375,7 +415,7 @@ class Bridges:
 
     def apart(self, name: str) -> Switch:
         """A switch that is none of these: nobody finds it by its name."""
-        return Switch(name, self._now)
+        return Switch(name, self._now, self.datapath)
 
     def all(self) -> list[Switch]:
         return list(self._switches.values())

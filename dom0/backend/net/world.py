@@ -27,6 +27,7 @@ from typing import Any
 import msgpack  # type: ignore[import-untyped]
 import trio
 
+from dom0.backend.net.datapath import LinkPlace, NoRoom
 from dom0.backend.net.dhcp import Leases
 from dom0.backend.net.forward import Forward
 from dom0.backend.net.merge import merged
@@ -36,7 +37,7 @@ from dom0.backend.net.switch import PacketQueue, Port, Switch
 from dom0.host.sandbox import TITLE_ROOM
 from xen_py.drive.bell import Bell
 from xen_py.io.netif import GsoType
-from xen_py.io.packet import ETHERNET, VLANS, Csum, Packet, complete
+from xen_py.io.packet import ETHERNET, TCP, VLANS, Csum, Packet, complete, headers
 
 NETWORK = IPv4Network("10.0.2.0/24")
 GATEWAY, DNS = IPv4Address("10.0.2.2"), IPv4Address("10.0.2.3")
@@ -76,9 +77,14 @@ class World:
         self._numbers = 0
         self._counts: Counter[str] = Counter()
         self._sizes = SegmentSizes()
+        self._sizes.on_change = switch.datapath.forget
         self._fragmented = 0
         self._link: socket.socket | None = None
+        self._place: LinkPlace | None = None
         self._port = switch.plug("world", self._deliver)
+        self._port.way = self._way
+        self._port.longest = self._longest
+        self._port.counts_elsewhere = lambda: {} if self._place is None else self._place.counts()
         for port in switch.ports:
             self._plugged(port, True)
         switch.watchers.append(self._plugged)
@@ -103,7 +109,27 @@ class World:
         if not data[0] & 1 and data[:2] not in _BEHIND_US:
             return True  # for somebody whom the switch does not know, and who is not behind us
         packet = complete(self._sizes.outward(packet))
-        return self._send_now(packet.data) or self._outward.put(packet)
+        if self._send_now(packet.data):
+            return True
+        self._hold(True)
+        return self._outward.put(packet)
+
+    def _hold(self, on: bool) -> None:
+        """Have the datapath send nothing for as long as something of ours waits."""
+        if self._place is not None:
+            self._place.hold(on)
+
+    def _way(self, packet: Packet) -> int | None:
+        """Of those that `_deliver` would send to the process."""
+        return self._place.number if self._place is not None and packet.data[:2] in _BEHIND_US else None
+
+    def _longest(self, packet: Packet) -> int:
+        """Large ones are put together here first, and those that are larger than their receiver takes are to be cut."""
+        found = headers(packet.data)
+        if found is None or found.protocol != TCP or found.transport + 20 > found.end:
+            return ETHERNET + MTU
+        behind = found.transport + (packet.data[found.transport + 12] >> 4) * 4
+        return min(ETHERNET + MTU, behind + self._sizes.of(packet.data, found))
 
     def _send_now(self, data: bytes) -> bool:
         """Hand a frame to the process at once, if nothing is before it and it is taken."""
@@ -147,6 +173,7 @@ class World:
 
     def _order(self, kind: bytes, words: list[Any]) -> None:
         self._orders.append(kind + msgpack.packb(words))
+        self._hold(True)
         self._bell.ring()
 
     # ---- the process ----
@@ -161,9 +188,9 @@ class World:
             with ours, self._started(theirs) as process:
                 try:
                     await self._serve(ours)
+                    ours.close()
                     status = await trio.to_thread.run_sync(process.wait)
                 finally:
-                    self._link = None
                     process.kill()
             if status == MISSING:
                 self._say(
@@ -196,11 +223,24 @@ class World:
         self._outward.clear()
         for port in self._forwards:
             self._ask(port)
-        self._link = link
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._send, link)
-            await self._receive(link)
-            nursery.cancel_scope.cancel()
+        try:
+            place = LinkPlace(self._switch.datapath, self._port.number, link.fileno())
+        except NoRoom as error:
+            self._say(f"the network process of {self._switch.name} cannot be used: {error}")
+            return
+        self._link, self._place = link, place
+        self._port.seen_by_datapath = True
+        self._hold(bool(self._orders))
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._send, link)
+                await self._receive(link, place)
+                nursery.cancel_scope.cancel()
+        finally:
+            self._port.seen_by_datapath = False
+            self._port.counts.update(place.counts())
+            self._link = self._place = None
+            place.close()
 
     async def _send(self, link: socket.socket) -> None:
         while True:
@@ -217,11 +257,12 @@ class World:
                     self._orders.pop(0)
                 else:
                     self._outward.take()
+            self._hold(False)
             await self._bell.wait()
 
-    async def _receive(self, link: socket.socket) -> None:
+    async def _receive(self, link: socket.socket, place: LinkPlace) -> None:
         while True:
-            await trio.lowlevel.wait_readable(link)
+            await place.called()
             frames: list[bytes] = []
             try:
                 for _ in range(_MOST_IN_A_ROW):
@@ -237,6 +278,7 @@ class World:
             except ConnectionError:
                 return
             self._port.send_all(self._arrived(frames))
+            place.resume()
 
     def _arrived(self, frames: list[bytes]) -> Iterator[Packet]:
         """What the stack has sent, as a wire would bring it but for segments, which may be large."""

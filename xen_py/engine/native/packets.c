@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //
-// The two rings of a network queue, served in C on the thread that calls: packets out of what a guest sends, and into
-// what it receives. There is no thread and no waiting here, only the copying and the arithmetic that each packet costs.
+// The two rings of a network queue, served in C on the thread that calls (packets.h): packets out of what a guest sends,
+// and into what it receives. There is no thread and no waiting here, only the copying and the arithmetic that each packet
+// costs.
 //
 // A ring is this side's while `dom0.backend.net.lane` has lent it, with its positions. It does what needs nobody: whole
 // packets in grants that can be read or written at once (outside.h), with no extra information but that on segments.
@@ -10,24 +11,19 @@
 // (dom0/backend/net/transmit.py and receive.py, xen_py/io/netchain.py), gets the ring back and does it.
 //
 // Slots are copied once and then checked; the guest may change the rings and its frames at any time. What is inside of
-// a packet is not looked at here. Layouts: netif.h, ring.h. One thread, the host's.
+// a packet is not looked at here. Layouts: netif.h, ring.h. The trio thread's, and the datapath's (datapath.c).
 
 #define _GNU_SOURCE
-#include <stdbool.h>
-#include <stdint.h>
+#include "packets.h"
+
 #include <stdlib.h>
 #include <string.h>
-
-#include "outside.h"
 
 #define HEADER 64
 #define MOST_SLOTS 18 // of one packet, without extra information
 #define MOST_EXTRAS 8
-#define MOST_TAKEN 512 // slots taken and not answered: at least a ring's
 #define SHORTEST 14
 
-enum { TX_CSUM_BLANK = 1, TX_MORE = 4, TX_EXTRA = 8 };
-enum { RX_VALID = 1, RX_CSUM_BLANK = 2, RX_MORE = 4, RX_EXTRA = 8 };
 enum { EXTRA_GSO = 1, EXTRA_FLAG_MORE = 1 };
 enum { STATUS_NULL = 1 };
 enum { REQ_PROD, REQ_EVENT, RSP_PROD, RSP_EVENT };
@@ -47,42 +43,17 @@ struct extra {
     uint16_t features;
 };
 
-struct ring {
-    uint8_t *page;
-    uint32_t slots, slot_size, consumed, produced, pushed;
-};
+static uint32_t *index_word(const struct xenpy_ring *r, int n) { return (uint32_t *)r->page + n; }
 
-// A packet that was taken: where its bytes are in the buffer, and what its first slot says.
-struct xenpy_packet {
-    uint32_t at, size;
-    uint16_t flags, gso_size;
-    uint8_t gso, padding[3];
-};
-
-struct xenpy_packets {
-    // done here
-    uint64_t sent, received, left;
-    // the slots taken and not yet answered, of all packets in order
-    uint32_t taken_count;
-    struct {
-        uint16_t id, packet;
-        bool extra;
-    } taken[MOST_TAKEN];
-    struct ring tx, rx;
-    struct xenpy_frames frames;
-};
-
-static uint32_t *index_word(const struct ring *r, int n) { return (uint32_t *)r->page + n; }
-
-static uint8_t *slot_at(const struct ring *r, uint32_t position)
+static uint8_t *slot_at(const struct xenpy_ring *r, uint32_t position)
 {
     return r->page + HEADER + (size_t)(position & (r->slots - 1)) * r->slot_size;
 }
 
-static uint32_t seen(const struct ring *r) { return __atomic_load_n(index_word(r, REQ_PROD), __ATOMIC_ACQUIRE); }
+static uint32_t seen(const struct xenpy_ring *r) { return __atomic_load_n(index_word(r, REQ_PROD), __ATOMIC_ACQUIRE); }
 
 // Requests that have come; false where their index cannot be true.
-static bool available(const struct ring *r, uint32_t *count)
+bool xenpy_available(const struct xenpy_ring *r, uint32_t *count)
 {
     *count = seen(r) - r->consumed;
     return *count <= r->slots - (r->consumed - r->produced);
@@ -92,19 +63,69 @@ enum { SETTLED_TELL = 1, SETTLED_MORE = 2, SETTLED_BROKEN = 4 };
 
 // Show all responses and ask for an event when so many requests have come. Whether the guest is to be told, whether they
 // have come already, and whether its index cannot be true.
-static uint32_t settle(struct ring *r, uint32_t wanted)
+static uint32_t settle(struct xenpy_ring *r, uint32_t wanted)
 {
     uint32_t old = r->pushed, result = 0, there;
 
     __atomic_store_n(index_word(r, RSP_PROD), r->produced, __ATOMIC_SEQ_CST);
-    __atomic_store_n(index_word(r, REQ_EVENT), r->consumed + wanted, __ATOMIC_SEQ_CST);
+    r->armed = r->consumed + wanted;
+    __atomic_store_n(index_word(r, REQ_EVENT), r->armed, __ATOMIC_SEQ_CST);
     xenpy_fence_all();
     r->pushed = r->produced;
     if (r->pushed - __atomic_load_n(index_word(r, RSP_EVENT), __ATOMIC_SEQ_CST) < r->pushed - old)
         result = SETTLED_TELL;
-    if (!available(r, &there))
+    if (!xenpy_available(r, &there))
         return result | SETTLED_BROKEN;
     return result | (there >= wanted ? SETTLED_MORE : 0);
+}
+
+bool xenpy_arm(struct xenpy_ring *r)
+{
+    if (r->armed == r->consumed + 1)
+        return false;
+    r->armed = r->consumed + 1;
+    __atomic_store_n(index_word(r, REQ_EVENT), r->armed, __ATOMIC_SEQ_CST);
+    return true;
+}
+
+static bool wants_event(const struct xenpy_ring *r)
+{
+    return r->produced - __atomic_load_n(index_word(r, RSP_EVENT), __ATOMIC_SEQ_CST) < r->produced - r->pushed;
+}
+
+// A guest that is seen to want an event wants one; that it wants none is known behind a barrier only.
+bool xenpy_push(struct xenpy_ring *r)
+{
+    bool tell;
+
+    if (r->produced == r->pushed)
+        return false;
+    __atomic_store_n(index_word(r, RSP_PROD), r->produced, __ATOMIC_SEQ_CST);
+    tell = wants_event(r);
+    if (!tell) {
+        xenpy_fence_all();
+        tell = wants_event(r);
+    }
+    r->pushed = r->produced;
+    return tell;
+}
+
+// ---- whose turn it is ----
+
+// The trio thread comes in here, the other one in datapath.c, which lets who waits go first.
+static void enter(struct xenpy_packets *p)
+{
+    if (!p->lock)
+        return;
+    __atomic_fetch_add(&p->lock->wanted, 1, __ATOMIC_SEQ_CST);
+    pthread_mutex_lock(&p->lock->mutex);
+    __atomic_fetch_sub(&p->lock->wanted, 1, __ATOMIC_SEQ_CST);
+}
+
+static void leave(struct xenpy_packets *p)
+{
+    if (p->lock)
+        pthread_mutex_unlock(&p->lock->mutex);
 }
 
 // ---- what the guest sends ----
@@ -120,9 +141,8 @@ static bool copy_out(const struct xenpy_frames *f, uint32_t ref, uint32_t offset
     return xenpy_still_granted(f, &g);
 }
 
-// The packet that begins `ahead` slots from here, if it is a plain one: how many slots it takes, or 0.
-static uint32_t take_one(struct xenpy_packets *p, uint32_t ahead, uint32_t there, struct xenpy_packet *packet,
-                         uint8_t *buffer, uint32_t room)
+uint32_t xenpy_peek(struct xenpy_packets *p, uint32_t ahead, uint32_t there, struct xenpy_packet *packet, uint8_t *buffer,
+                    uint32_t room)
 {
     struct tx_request parts[MOST_SLOTS];
     uint32_t first = p->tx.consumed + ahead, n = 1, extras = 0, count = 1, rest = 0, at = 0;
@@ -152,7 +172,7 @@ static uint32_t take_one(struct xenpy_packets *p, uint32_t ahead, uint32_t there
         memcpy(&parts[count], slot_at(&p->tx, first + n++), TX_SLOT);
         rest += parts[count++].size;
     }
-    if (packet->size < SHORTEST || rest > packet->size || packet->size > room || p->taken_count + n > MOST_TAKEN)
+    if (packet->size < SHORTEST || rest > packet->size || packet->size > room || p->taken_count + n > XENPY_MOST_TAKEN)
         return 0;
     parts[0].size = (uint16_t)(packet->size - rest);
     for (uint32_t k = 0; k < count; k++) {
@@ -162,21 +182,22 @@ static uint32_t take_one(struct xenpy_packets *p, uint32_t ahead, uint32_t there
     }
     for (uint32_t k = 0; k < n; k++) {
         bool extra = k >= 1 && k <= extras;
+        p->taken[p->taken_count + k].packet = 0;
         p->taken[p->taken_count + k].extra = extra;
         p->taken[p->taken_count + k].id = extra ? 0 : parts[k ? k - extras : 0].id;
     }
     return n;
 }
 
-// Take up to `most` packets. How many; `*odd` says whether one is left that Python has to see to.
-uint32_t xenpy_packets_take(struct xenpy_packets *p, struct xenpy_packet *packets, uint32_t most, uint8_t *buffer,
-                            uint32_t room, uint32_t *odd)
+static uint32_t take(struct xenpy_packets *p, struct xenpy_packet *packets, uint32_t most, uint8_t *buffer, uint32_t room,
+                     uint32_t *odd)
 {
     uint32_t there, ahead = 0, count = 0, used = 0;
 
     p->taken_count = 0;
+    p->called = false;
     *odd = 0;
-    if (!available(&p->tx, &there)) {
+    if (!xenpy_available(&p->tx, &there)) {
         *odd = 1;
         return 0;
     }
@@ -186,7 +207,7 @@ uint32_t xenpy_packets_take(struct xenpy_packets *p, struct xenpy_packet *packet
 
         if (room - used < 0xffff)
             break;
-        n = take_one(p, ahead, there - ahead, packet, buffer + used, room - used);
+        n = xenpy_peek(p, ahead, there - ahead, packet, buffer + used, room - used);
         if (!n) {
             *odd = 1;
             p->left++;
@@ -201,11 +222,21 @@ uint32_t xenpy_packets_take(struct xenpy_packets *p, struct xenpy_packet *packet
     }
     p->tx.consumed += ahead;
     p->sent += count;
+    p->busy = count > 0;
     return count;
 }
 
-// Answer what was taken, a status for each packet; SETTLED_*.
-uint32_t xenpy_packets_answer(struct xenpy_packets *p, const int16_t *statuses)
+// Take up to `most` packets. How many; `*odd` says whether one is left that Python has to see to.
+uint32_t xenpy_packets_take(struct xenpy_packets *p, struct xenpy_packet *packets, uint32_t most, uint8_t *buffer,
+                            uint32_t room, uint32_t *odd)
+{
+    enter(p);
+    uint32_t count = take(p, packets, most, buffer, room, odd);
+    leave(p);
+    return count;
+}
+
+void xenpy_respond(struct xenpy_packets *p, const int16_t *statuses)
 {
     for (uint32_t k = 0; k < p->taken_count; k++) {
         struct {
@@ -215,25 +246,33 @@ uint32_t xenpy_packets_answer(struct xenpy_packets *p, const int16_t *statuses)
         memcpy(slot_at(&p->tx, p->tx.produced++), &response, sizeof response);
     }
     p->taken_count = 0;
-    return settle(&p->tx, 1);
+}
+
+// Answer what was taken, a status for each packet; SETTLED_*.
+uint32_t xenpy_packets_answer(struct xenpy_packets *p, const int16_t *statuses)
+{
+    enter(p);
+    xenpy_respond(p, statuses);
+    p->busy = false;
+    uint32_t settled = settle(&p->tx, 1);
+    leave(p);
+    return settled;
 }
 
 // ---- what it receives ----
 
-enum { PUT_DONE, PUT_FULL, PUT_ODD };
-
 // A packet into the guest's next slots. PUT_FULL: it has not posted enough of them.
-uint32_t xenpy_packets_put(struct xenpy_packets *p, const uint8_t *data, uint32_t size, uint32_t flags, uint32_t gso,
-                           uint32_t gso_size)
+uint32_t xenpy_put(struct xenpy_packets *p, const uint8_t *data, uint32_t size, uint32_t flags, uint32_t gso,
+                   uint32_t gso_size)
 {
     struct {
         uint16_t id, padding;
         uint32_t ref;
     } slots[MOST_SLOTS + 1];
     uint32_t pages = (size + OUTSIDE_PAGE - 1) / OUTSIDE_PAGE, need = pages + (gso ? 1 : 0), there;
-    struct ring *r = &p->rx;
+    struct xenpy_ring *r = &p->rx;
 
-    if (!pages || pages > MOST_SLOTS || !available(r, &there))
+    if (!pages || pages > MOST_SLOTS || !xenpy_available(r, &there))
         return PUT_ODD;
     if (there < need)
         return PUT_FULL;
@@ -277,33 +316,71 @@ uint32_t xenpy_packets_put(struct xenpy_packets *p, const uint8_t *data, uint32_
     return PUT_DONE;
 }
 
-// Show what was put, and look for so many slots; SETTLED_*.
-uint32_t xenpy_packets_show(struct xenpy_packets *p, uint32_t wanted) { return settle(&p->rx, wanted); }
+uint32_t xenpy_packets_put(struct xenpy_packets *p, const uint8_t *data, uint32_t size, uint32_t flags, uint32_t gso,
+                           uint32_t gso_size)
+{
+    enter(p);
+    uint32_t result = xenpy_put(p, data, size, flags, gso, gso_size);
+    leave(p);
+    return result;
+}
+
+// Show what was put, and look for so many slots, which packets wait for unless they are XENPY_NEVER; SETTLED_*.
+uint32_t xenpy_packets_show(struct xenpy_packets *p, uint32_t wanted)
+{
+    enter(p);
+    p->held = wanted < XENPY_NEVER;
+    uint32_t settled = settle(&p->rx, wanted);
+    leave(p);
+    return settled;
+}
 
 // ---- whose a ring is ----
 
-static void go_on(struct ring *r, uint32_t consumed, uint32_t produced)
+static void go_on(struct xenpy_ring *r, uint32_t consumed, uint32_t produced)
 {
     r->consumed = consumed;
     r->produced = r->pushed = produced;
+    r->armed = consumed;
+    r->lent = true;
 }
 
 void xenpy_packets_lend_tx(struct xenpy_packets *p, uint32_t consumed, uint32_t produced)
 {
+    enter(p);
+    p->called = p->busy = false;
     go_on(&p->tx, consumed, produced);
+    leave(p);
 }
 
 void xenpy_packets_lend_rx(struct xenpy_packets *p, uint32_t consumed, uint32_t produced)
 {
+    enter(p);
+    p->held = false;
     go_on(&p->rx, consumed, produced);
+    leave(p);
 }
 
-void xenpy_packets_positions(const struct xenpy_packets *p, uint32_t positions[4])
+// A ring is Python's from now on, and goes on at these positions (consumed, produced).
+void xenpy_packets_return_tx(struct xenpy_packets *p, uint32_t positions[2])
 {
+    enter(p);
+    p->tx.lent = false;
     positions[0] = p->tx.consumed;
     positions[1] = p->tx.produced;
-    positions[2] = p->rx.consumed;
-    positions[3] = p->rx.produced;
+    leave(p);
+}
+
+// All that was put has been shown; SETTLED_*.
+uint32_t xenpy_packets_return_rx(struct xenpy_packets *p, uint32_t positions[2])
+{
+    enter(p);
+    uint32_t settled = settle(&p->rx, XENPY_NEVER);
+    p->rx.lent = p->held = false;
+    positions[0] = p->rx.consumed;
+    positions[1] = p->rx.produced;
+    leave(p);
+    return settled;
 }
 
 struct xenpy_packets *xenpy_packets_open(uint8_t *tx_page, uint32_t tx_slots, uint8_t *rx_page, uint32_t rx_slots,
@@ -313,8 +390,8 @@ struct xenpy_packets *xenpy_packets_open(uint8_t *tx_page, uint32_t tx_slots, ui
 
     if (!p)
         return NULL;
-    p->tx = (struct ring){.page = tx_page, .slots = tx_slots, .slot_size = TX_SLOT};
-    p->rx = (struct ring){.page = rx_page, .slots = rx_slots, .slot_size = RX_SLOT};
+    p->tx = (struct xenpy_ring){.page = tx_page, .slots = tx_slots, .slot_size = TX_SLOT};
+    p->rx = (struct xenpy_ring){.page = rx_page, .slots = rx_slots, .slot_size = RX_SLOT};
     p->frames = *frames;
     return p;
 }
