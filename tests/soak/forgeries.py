@@ -4,8 +4,9 @@
     python -m tests.soak.forgeries [--contents 100000] [--first 0]
 
 Garbage, and frames with forged Ethernet, IPv4, ARP, IPv6 and neighbour discovery sources, tags, lies about segments and
-checksums (`tests.net.attack`). Nothing that is forbidden reaches a neighbour, and the neighbours' own stream does.
-Returns 0, or 1 at the first thing that is not as it must be; its seed is named.
+checksums (`tests.net.attack`), by the rings' servers and by the datapath in turn. Nothing that is forbidden reaches a
+neighbour, and the neighbours' own stream does. Returns 0, or 1 at the first thing that is not as it must be; its seed
+is named.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 
+import pytest
 import trio
 
 from domU.frontend.net import NetFrontend
 from tests.net.attack import Attack, Listener
+from tests.net.doorbells import give_doorbells
 from tests.net.guests import lab
 from tests.net.test_hostile import SCENES
 from tests.soak.report import Report
@@ -39,7 +42,10 @@ def main(arguments: list[str] | None = None) -> int:
             for number in range(-(-options.contents // AT_A_TIME)):
                 seed = options.first + number
                 try:
-                    counts += trio.run(_attack, cards, judge, seed)
+                    with pytest.MonkeyPatch.context() as patch:
+                        if number % 2:
+                            give_doorbells(patch)
+                        counts += trio.run(_attack, cards, judge, seed)
                 except BaseException:
                     report.say(f"{name}: seed {seed}")
                     raise
@@ -49,12 +55,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 async def _attack(cards: tuple[str, ...], judge: Callable[[bytes], bool], seed: int) -> Counter[str]:
     async with (
-        lab(*cards) as (_, (one, two, three)),
+        lab(*cards) as (machine, (one, two, three)),
         two.device(NetFrontend) as other,
         three.device(Listener) as third,
     ):
         attack = Attack(one, other, third, random.Random(seed), judge)
         await attack.run(AT_A_TIME)
+        attack.counts["by_datapath"] = machine.statistics()["datapath"].get("forwarded", 0)
     return attack.counts
 
 
