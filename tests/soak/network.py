@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(host: Host, seconds: int, report: Report) -> None:
     capture = report.folder / "capture.pcapng"
-    # Linux's netfront never lets go of the receive buffers of a card that is detached, a MiB each: a guest has room for it
+    # Linux's netfront never lets go of the receive buffers of a card that is detached, a MiB each: there is room for it
     memory = 160 + seconds // 3
     cards = "['mac=00:16:3e:00:00:01']", "['mac=00:16:3e:00:00:02']"
     with guests(host, *cards, memory=memory) as (one, two):

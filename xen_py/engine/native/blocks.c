@@ -15,15 +15,13 @@
 #define _GNU_SOURCE
 #include "linger.h"
 #include "outside.h"
+#include "thread.h"
 
-#include <pthread.h>
-#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
-#include <unistd.h>
 
 #define MOST_PAGES 16
 #define SLOT 112
@@ -38,7 +36,6 @@
 
 enum { OP_READ = 0, OP_WRITE = 1, OP_INDIRECT = 6 };
 
-int xenpy_bell_ring(void *bell, uint32_t port);
 void xenpy_fence_all(void);
 
 struct xenpy_blocks {
@@ -211,14 +208,6 @@ static bool serve(struct xenpy_blocks *b, const uint8_t *slot)
     return true;
 }
 
-static void call(int fd)
-{
-    uint64_t one = 1;
-
-    if (write(fd, &one, sizeof one) < 0)
-        return; // its count is full: whoever reads it has still to come
-}
-
 // Whether the frontend wants an event for what has been answered since `shown`. A barrier comes before.
 static bool wants_event(struct xenpy_blocks *b, uint32_t shown)
 {
@@ -239,8 +228,7 @@ static void show(struct xenpy_blocks *b, uint32_t shown, bool ask)
     if (!wants_event(b, shown))
         return;
     b->events++;
-    if (xenpy_bell_ring(b->bell, b->port))
-        call(b->bell_fd);
+    xenpy_tell(b->bell, b->bell_fd, b->port);
 }
 
 static uint32_t available(struct xenpy_blocks *b)
@@ -332,7 +320,7 @@ static void *run(void *argument)
             b->given_back++;
             __atomic_store_n(&b->lent, 0, __ATOMIC_RELEASE);
         }
-        call(b->call_fd); // the ring, or an event for it, is Python's
+        xenpy_call(b->call_fd); // the ring, or an event for it, is Python's
     }
     return NULL;
 }
@@ -342,7 +330,6 @@ struct xenpy_blocks *xenpy_blocks_open(uint8_t **pages, uint32_t page_count, uin
                                        int read_flags, int wake_fd, int call_fd, void *bell, int bell_fd, uint32_t port)
 {
     struct xenpy_blocks *b = calloc(1, sizeof *b);
-    sigset_t all, old;
 
     if (!b || page_count > MOST_PAGES) {
         free(b);
@@ -360,11 +347,7 @@ struct xenpy_blocks *xenpy_blocks_open(uint8_t **pages, uint32_t page_count, uin
     b->bell = bell;
     b->bell_fd = bell_fd;
     b->port = port;
-    sigfillset(&all); // signals are for Python's main thread
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    int failed = pthread_create(&b->thread, NULL, run, b);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    if (failed) {
+    if (!xenpy_start_thread(&b->thread, run, b)) {
         free(b);
         return NULL;
     }
@@ -378,14 +361,14 @@ void xenpy_blocks_lend(struct xenpy_blocks *b, uint32_t consumed, uint32_t produ
     b->produced = produced;
     __atomic_store_n(&b->wanted, 0, __ATOMIC_RELAXED);
     __atomic_store_n(&b->lent, 1, __ATOMIC_RELEASE);
-    call(b->wake_fd);
+    xenpy_call(b->wake_fd);
 }
 
 // Python wants it back: it gets it through the call.
 void xenpy_blocks_want(struct xenpy_blocks *b)
 {
     __atomic_store_n(&b->wanted, 1, __ATOMIC_RELEASE);
-    call(b->wake_fd);
+    xenpy_call(b->wake_fd);
 }
 
 int xenpy_blocks_lent(const struct xenpy_blocks *b) { return __atomic_load_n(&b->lent, __ATOMIC_ACQUIRE); }
@@ -399,7 +382,7 @@ void xenpy_blocks_size(struct xenpy_blocks *b, uint64_t sectors)
 void xenpy_blocks_close(struct xenpy_blocks *b)
 {
     __atomic_store_n(&b->stop, 1, __ATOMIC_RELEASE);
-    call(b->wake_fd);
+    xenpy_call(b->wake_fd);
     pthread_join(b->thread, NULL);
     free(b);
 }

@@ -17,15 +17,14 @@
 #include "flows.h"
 #include "linger.h"
 #include "packets.h"
+#include "thread.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 #define MOST_PLACES 4096
 #define AT_ONCE 16 // packets of one place, before the others have their turn
@@ -34,7 +33,6 @@
 #define STIR UINT32_MAX
 #define EVENTS 16
 
-int xenpy_bell_ring(void *bell, uint32_t port);
 void xenpy_fence_all(void);
 
 enum kind { NOTHING, LANE, LINK };
@@ -69,20 +67,6 @@ struct xenpy_datapath {
     uint8_t buffer[1 + LONGEST]; // a message to a link: its kind, the frame
     pthread_t thread;
 };
-
-static void call(int fd)
-{
-    uint64_t one = 1;
-
-    if (write(fd, &one, sizeof one) < 0)
-        return; // its count is full: whoever reads it has still to come
-}
-
-static void tell(struct place *place, uint32_t port)
-{
-    if (xenpy_bell_ring(place->bell, port))
-        call(place->bell_fd);
-}
 
 // ---- a packet on its way; its bytes begin behind the first of the buffer ----
 
@@ -161,7 +145,7 @@ static void show_touched(struct xenpy_datapath *d)
             continue;
         place->touched = false;
         if (xenpy_push(&place->packets->rx))
-            tell(place, place->rx_port);
+            xenpy_tell(place->bell, place->bell_fd, place->rx_port);
     }
 }
 
@@ -171,7 +155,7 @@ static void call_for_lane(struct xenpy_datapath *d, struct place *place)
 {
     place->packets->called = true;
     d->missed++;
-    call(place->call_fd);
+    xenpy_call(place->call_fd);
 }
 
 static bool serve_lane(struct xenpy_datapath *d, struct place *place, uint64_t now)
@@ -184,7 +168,7 @@ static bool serve_lane(struct xenpy_datapath *d, struct place *place, uint64_t n
     if (place->ready) {
         place->ready = false;
         if (!p->tx.lent || !p->rx.lent || p->held) // it may be about what the trio thread waits for
-            call(place->call_fd);
+            xenpy_call(place->call_fd);
     }
     if (!p->tx.lent || p->busy || p->called)
         return false;
@@ -216,7 +200,7 @@ static bool serve_lane(struct xenpy_datapath *d, struct place *place, uint64_t n
         show_touched(d); // who waits for them is told first
         xenpy_respond(p, &okay);
         if (xenpy_push(&p->tx))
-            tell(place, place->tx_port);
+            xenpy_tell(place->bell, place->bell_fd, place->tx_port);
     }
     if (!known)
         call_for_lane(d, place);
@@ -237,7 +221,7 @@ static bool serve_link(struct xenpy_datapath *d, struct place *place, uint64_t n
         if (size < 1 || size > 1 + SMALL || d->buffer[0] != 'F' || !forward(d, place, &packet, VALID, now)) {
             place->called = true;
             d->missed++;
-            call(place->call_fd);
+            xenpy_call(place->call_fd);
             break;
         }
         if (recv(place->wake_fd, d->buffer, 1, MSG_DONTWAIT) < 0)
@@ -369,7 +353,6 @@ struct xenpy_datapath *xenpy_datapath_open(void)
 {
     struct xenpy_datapath *d = calloc(1, sizeof *d);
     struct epoll_event event = {.events = EPOLLIN, .data.u32 = STIR};
-    sigset_t all, old;
 
     if (!d)
         return NULL;
@@ -381,11 +364,7 @@ struct xenpy_datapath *xenpy_datapath_open(void)
         free_datapath(d);
         return NULL;
     }
-    sigfillset(&all); // signals are for Python's main thread
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    int failed = pthread_create(&d->thread, NULL, run, d);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    if (failed) {
+    if (!xenpy_start_thread(&d->thread, run, d)) {
         free_datapath(d);
         return NULL;
     }
@@ -396,7 +375,7 @@ struct xenpy_datapath *xenpy_datapath_open(void)
 void xenpy_datapath_close(struct xenpy_datapath *d)
 {
     __atomic_store_n(&d->stop, 1, __ATOMIC_RELEASE);
-    call(d->stir_fd);
+    xenpy_call(d->stir_fd);
     pthread_join(d->thread, NULL);
     pthread_mutex_destroy(&d->lock.mutex);
     free_datapath(d);
@@ -423,7 +402,7 @@ static int add(struct xenpy_datapath *d, const struct place *place, uint32_t eve
     }
     leave(d);
     if (number >= 0)
-        call(d->stir_fd);
+        xenpy_call(d->stir_fd);
     return number;
 }
 
@@ -497,7 +476,7 @@ void xenpy_datapath_resume(struct xenpy_datapath *d, int number)
     d->places[number].called = false;
     d->places[number].ready = true;
     leave(d);
-    call(d->stir_fd);
+    xenpy_call(d->stir_fd);
 }
 
 // Packets and bytes that came in there, and that went out.
