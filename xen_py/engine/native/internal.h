@@ -4,8 +4,8 @@
  * its inside, and struct xpy_engine. Everything belongs to the domain's thread unless it is said to be otherwise.
  *
  * find.c finds and proves the private parts, engine.c enters and leaves the guest, stop.c makes it stop, fast.c handles
- * the most frequent exits without leaving, events.c has it sleep and wake, look.c has it look for events, stores.c makes
- * stores to pages that might hold code cheap, walks.c walks through page tables.
+ * the most frequent exits without leaving (with entry.c and tables.c), events.c has it sleep and wake, look.c has it look
+ * for events, stores.c makes stores to pages that might hold code cheap, walks.c walks through page tables.
  */
 #ifndef XPY_INTERNAL_H
 #define XPY_INTERNAL_H
@@ -310,10 +310,14 @@ bool xpy_take_over_stores(struct xpy_engine *e);
 const struct page_of_code *xpy_page_of_code(const struct xpy_engine *e, uint64_t ram_page);
 struct tlb_entry *xpy_tlb_entry(const struct xpy_engine *e, unsigned mode, uint64_t va, uint64_t *ram_page);
 
-/* fast.c */
+/* tables.c */
 void *xpy_kernel_range(const struct xpy_engine *e, uint64_t va, uint64_t n);
+
+/* entry.c */
 bool xpy_upcall(struct xpy_engine *e);
 bool xpy_deliver_events(struct xpy_engine *e);
+
+/* fast.c */
 /* true when the exit was dealt with and the guest can go on */
 bool xpy_fast_syscall(struct xpy_engine *e);
 bool xpy_fast_page_fault(struct xpy_engine *e);
