@@ -37,6 +37,17 @@ mount -t devpts -o gid=5,mode=620 devpts /dev/pts
 mount -t tmpfs -o nosuid,nodev,mode=1777 tmpfs /dev/shm
 mount -t tmpfs -o nosuid,nodev,mode=1777 tmpfs /tmp
 mount -t tmpfs -o nosuid,nodev,mode=755 tmpfs /run
+read -r cmdline < /proc/cmdline
+load() {{ # with the parameters that the kernel's command line has for it, as modprobe does
+    module=${{1##*/}}
+    module=${{module%.ko}}
+    parameters=
+    for word in $cmdline; do
+        owner=${{word%%.*}}
+        [ "$owner" = "$word" ] || [ "${{owner//-/_}}" != "${{module//-/_}}" ] || parameters="$parameters ${{word#*.}}"
+    done
+    insmod "$1" $parameters
+}}
 {modules}\
 root=$(sed -n 's/.*\\broot=\\([^ ]*\\).*/\\1/p' /proc/cmdline)
 program=$(sed -n 's/.*\\binit=\\([^ ]*\\).*/\\1/p' /proc/cmdline)
@@ -144,7 +155,7 @@ def _archive(
 ) -> bytes:
     lines = "".join(line + "\n" for line in init_lines)
     drivers = {f"lib/modules/{name}.ko": data for name, data in modules.items()}
-    loads = "".join(f"insmod /{path}\n" for path in drivers)
+    loads = "".join(f"load /{path}\n" for path in drivers)
     entries = {
         "init": cpio.file("init", _INIT.format(modules=loads, lines=lines).encode(), 0o755),
         "dev/console": cpio.char_device("dev/console", 5, 1),

@@ -33,7 +33,7 @@ def test_root_on_ext4_data_on_another_and_disks_that_come_and_go(host: Host, deb
         "disky",
         kernel="image:debian/vmlinuz",
         ramdisk="image:debian/initramfs.gz",
-        cmdline="console=hvc0 root=/dev/xvda quiet",
+        cmdline="console=hvc0 root=/dev/xvda quiet xen-blkfront.max_indirect_segments=64 xen_blkfront",
         memory=192,
     )
     config.write_text(config.read_text() + f"disk = ['{root},raw,xvda,rw', '{data},raw,xvdb,rw']\n")
@@ -45,6 +45,7 @@ def test_root_on_ext4_data_on_another_and_disks_that_come_and_go(host: Host, deb
             console.send(line + "\n")
             console.expect("^done: 0")
 
+        run("[ $(cat /sys/module/xen_blkfront/parameters/max_indirect_segments) = 64 ]")
         run(f"[ $(md5sum < /dev/xvdb | cut -d' ' -f1) = {before} ]")
         run("cp /bin/busybox /root/copy && sync && echo 3 > /proc/sys/vm/drop_caches && cmp /bin/busybox /root/copy")
         run("dd if=/bin/busybox of=/dev/xvdb bs=4k seek=16 conv=fsync,notrunc 2>/dev/null")
