@@ -33,7 +33,7 @@ def xen_version(d: Domain, v: Vcpu, command: int, arg: int, *_: int) -> int:
     command &= 0xFFFFFFFF
     write = d.access.write
     if command == 0:
-        return version.XEN_MAJOR << 16 | version.XEN_MINOR
+        return version.XENVER_VERSION
     if command == 1:
         write(arg, version.XEN_EXTRA.encode().ljust(16, b"\0"))
     elif command == 2:

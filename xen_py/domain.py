@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from xen_py import cpuid, exits, pvclock, traps
+from xen_py.abi.version import XENVER_VERSION
 from xen_py.abi.xen import (
     FLAT_KERNEL_CS,
     INVALID_M2P_ENTRY,
@@ -109,7 +110,7 @@ class Domain:
             engine.set_tsc(0, trap=True)
         self.current = self.vcpus[0]
         self._start()
-        engine.accelerate(memory.bytes, self.frames, self.space.m2p_entry)
+        engine.accelerate(memory.bytes, self.frames, self.space.m2p_entry, XENVER_VERSION)
         engine.see_to_events(self.events, at, self._tsc_scale, alone=not self._several and not clock.virtual)
         engine.set_vcpu(self.current.words)
         self.scheduler = VcpuScheduler(self)

@@ -156,6 +156,12 @@ def test_the_fast_path_is_taken(pair: Pair) -> None:
     assert not any(pair.slow.domain.engine.accelerated().values())
 
 
+def test_the_version_which_is_asked_for_events(pair: Pair) -> None:
+    for command in (0, 1 << 32, 7, 99):
+        pair.go(kernel(rip=VA(CODE), rax=Hypercall.XEN_VERSION, rdi=command))
+    assert pair.fast.domain.engine.accelerated()[str(int(Hypercall.XEN_VERSION))] == 2
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_page_table_calls(pair: Pair, seed: int) -> None:
     rng = random.Random(seed)

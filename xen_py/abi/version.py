@@ -11,6 +11,8 @@ XEN_MINOR = 17
 XEN_EXTRA = ".0-xenpy"
 """XENVER_extraversion, at most 15 bytes."""
 XEN_VERSION = f"{XEN_MAJOR}.{XEN_MINOR}{XEN_EXTRA}"
+XENVER_VERSION = XEN_MAJOR << 16 | XEN_MINOR
+"""What XENVER_version answers."""
 XEN_CAPS = "xen-3.0-x86_64 "
 """XENVER_capabilities; each capability is followed by a space."""
 XEN_VIRT_START = 0xFFFF_8000_0000_0000

@@ -122,11 +122,11 @@ class Engine(Protocol):
     def set_block_budget(self, blocks: int) -> None:
         """Come back after this many translated blocks (deterministic preemption); 0 for no limit."""
 
-    def accelerate(self, memory: memoryview, frames: FrameTable, m2p_entry: int) -> None:
+    def accelerate(self, memory: memoryview, frames: FrameTable, m2p_entry: int, version: int) -> None:
         """Let the engine deal with frequent exits by itself, on the domain's memory and frame table.
 
         It does what `xen_py.traps`, `xen_py.mmu` and `hypercalls.mmu` would do, for the vCPU named by `set_vcpu`.
-        An engine may do nothing here.
+        `version` is what XENVER_version answers. An engine may do nothing here.
         """
 
     def see_to_events(self, events: PendingEvents, shared_info: int, tsc_scale: tuple[int, int], alone: bool) -> None:

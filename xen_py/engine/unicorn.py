@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from xen_py.evtchn import PendingEvents
     from xen_py.frames import FrameTable
 
-_ABI = 9
+_ABI = 10
 _ffi = FFI()
 _ffi.cdef(
     """
@@ -33,7 +33,7 @@ struct xpy_fast {
     uint32_t *refs, *type_counts, *code_maps;
     uint8_t *types, *flags;
     void *vcpu;
-    uint64_t m2p_entry;
+    uint64_t m2p_entry, version;
     uint64_t writable_pagetables, architectural_iopl, m2p_strict;
     uint64_t shared_info, tsc_mul, tsc_shift, alone;
     uint8_t *ports;
@@ -196,7 +196,7 @@ class UnicornEngine:
     def set_block_budget(self, blocks: int) -> None:
         self._lib.xpy_set_block_budget(self._e, blocks)
 
-    def accelerate(self, memory: memoryview, frames: FrameTable, m2p_entry: int) -> None:
+    def accelerate(self, memory: memoryview, frames: FrameTable, m2p_entry: int, version: int) -> None:
         fast = self._fast
         for name, view in (
             ("memory", memory),
@@ -209,6 +209,7 @@ class UnicornEngine:
         ):
             setattr(fast, name, self._hold(view, _ffi.typeof(getattr(fast, name))))
         fast.mfn_base, fast.frames, fast.m2p_entry = frames.base, frames.count, m2p_entry
+        fast.version = version
 
     def _hold(self, view: memoryview, kind: Any) -> Any:
         """A pointer to it, good until `close`."""

@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define XPY_ABI 9
+#define XPY_ABI 10
 
 /* Why xpy_run came back. */
 enum {
@@ -75,6 +75,7 @@ struct xpy_fast {
     uint8_t *types, *flags;
     struct xpy_vcpu *vcpu; /* null: leave everything to Python */
     uint64_t m2p_entry;    /* L4 slot 256 */
+    uint64_t version;      /* Xen's, as XENVER_version answers */
     uint64_t writable_pagetables, architectural_iopl, m2p_strict;
     uint64_t shared_info; /* offset in memory */
     uint64_t tsc_mul, tsc_shift;

@@ -118,7 +118,7 @@ static bool multicall(struct xpy_engine *e, uint64_t calls, uint64_t count)
 /* A `syscall` instruction; rip is still on it, and 2 is added when we return. */
 bool xpy_fast_syscall(struct xpy_engine *e)
 {
-    enum { MULTICALL = 13, IRET = 23 };
+    enum { MULTICALL = 13, XEN_VERSION = 17, IRET = 23 };
     struct cpu_state *cpu = e->cpu;
     uint64_t number = cpu->regs[0];
     const uint64_t a[4] = {cpu->regs[7], cpu->regs[6], cpu->regs[2], cpu->regs[10]};
@@ -131,9 +131,15 @@ bool xpy_fast_syscall(struct xpy_engine *e)
         if (number == IRET) {
             done = xpy_iret(e);
         } else {
-            done = number == MULTICALL ? multicall(e, a[0], (uint32_t)a[1]) : call(e, number, a);
+            uint64_t result = 0;
+            if (number == XEN_VERSION) { /* asked by who wants its events and nothing else */
+                done = (uint32_t)a[0] == 0;
+                result = e->fast.version;
+            } else {
+                done = number == MULTICALL ? multicall(e, a[0], (uint32_t)a[1]) : call(e, number, a);
+            }
             if (done) {
-                cpu->regs[0] = 0;
+                cpu->regs[0] = result;
                 cpu->eip += 2;
             }
         }
