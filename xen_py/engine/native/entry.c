@@ -105,7 +105,7 @@ bool xpy_deliver_events(struct xpy_engine *e)
 {
     struct xpy_vcpu *v = e->fast.vcpu;
 
-    if (!upcall_due(e) || !v->event_callback)
+    if (!upcall_due(e))
         return true;
     if (xpy_bounce(e, e->cpu->eip, read_flags(e), v->event_callback, true, -1)) {
         e->fast.upcalls++;
