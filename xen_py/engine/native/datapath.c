@@ -9,9 +9,9 @@
 // left alone, too, while the trio thread has taken packets from it and not answered. The rings of guests and the sockets of
 // links are *places*; a place's flows go before it does.
 //
-// One lock holds everything. The trio thread comes in for short calls and is let go first. The thread gives nothing back to
-// sleep for: it looks at the rings while it lingers (linger.h), and asks the guests for an event only before it sleeps.
-// The functions at the end are the trio thread's.
+// One lock holds everything; the trio thread comes in for short calls, and first. The datapath's looks at the rings while
+// it is awake, which it stays for a moment (linger.h), and asks the guests for an event only before it sleeps. The functions
+// at the end are the trio thread's.
 
 #define _GNU_SOURCE
 #include "flows.h"
@@ -254,7 +254,7 @@ static bool serve_all(struct xenpy_datapath *d)
 
 // ---- the thread ----
 
-// Wait so long at most (milliseconds, -1: for ever) for events, and mark who has had one.
+// Wait so long at most (milliseconds, -1: for ever) for events, and mark who has had one; whether somebody has.
 static bool look(struct xenpy_datapath *d, int timeout)
 {
     struct epoll_event events[EVENTS];
@@ -307,8 +307,10 @@ static void *run(void *argument)
     struct xenpy_datapath *d = argument;
 
     while (!__atomic_load_n(&d->stop, __ATOMIC_ACQUIRE)) {
-        if (serve_all(d))
+        if (serve_all(d)) {
+            look(d, 0); // one place that is never empty keeps none of the others waiting
             continue;
+        }
         xenpy_linger_begin(&d->linger);
         bool found = false;
         do {
