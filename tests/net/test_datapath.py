@@ -93,9 +93,12 @@ async def test_packets_keep_their_order() -> None:
     async with lab(ONE, TWO) as (machine, (one, two)), one.device(Able) as sender, two.device(Able) as receiver:
         await introduce(sender, receiver)
         sent: list[bytes] = []
+        received = 0
 
         async def send() -> None:
             for number in range(3000):
+                while len(sent) - received > 600:  # more than the ring has slots, fewer than would be dropped
+                    await trio.sleep(0.001)
                 kind = dice.random()
                 data = stream(number) if kind < 0.8 else frame(B, A, body=number.to_bytes(4, "big"))
                 sent.append(data)
@@ -107,6 +110,7 @@ async def test_packets_keep_their_order() -> None:
                 if dice.random() < 0.01:
                     await trio.sleep(0.005)
                 assert (await receiver.receive()).data == sent[number]
+                received += 1
         assert forwarded(machine) > 20  # how many depends on who comes first
 
 
@@ -216,7 +220,7 @@ async def test_a_ring_that_is_looked_at_is_not_the_datapaths() -> None:
                 await sender.send(stream(number))
                 assert (await receiver.receive()).data == stream(number)
             assert len(seen) == least
-        assert forwarded(machine) == 9
+            assert (forwarded(machine) > 0) is (observer is None)  # how many depends on when the ring is lent again
 
 
 # ---- links ----
