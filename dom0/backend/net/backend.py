@@ -248,16 +248,19 @@ class NetBackend(Backend):
         if self._hashing.wanted:
             found = self._hashing.of(packet.data)
             return receivers[self._hashing.queue(found)].deliver(packet, found)
-        if len(receivers) == 1:
-            return receivers[0].deliver(packet)
-        return receivers[flow(packet.data) % len(receivers)].deliver(packet)
+        return receivers[self._queue_of(packet)].deliver(packet)
+
+    def _queue_of(self, packet: Packet) -> int:
+        """That of its connection, where the frontend has said nothing."""
+        count = len(self._receivers)
+        return flow(packet.data) % count if count > 1 else 0
 
     def _way(self, packet: Packet) -> int | None:
         """Of those that `_deliver` would give to the lane as they are."""
         receivers = self._receivers
         if self._hashing.wanted or not receivers or len(self._places) != len(receivers):
             return None
-        return self._places[flow(packet.data) % len(receivers)].number
+        return self._places[self._queue_of(packet)].number
 
     def _counted_by_datapath(self) -> Counter[str]:
         return sum((Counter(place.counts()) for place in self._places), Counter())

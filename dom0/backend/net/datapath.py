@@ -187,9 +187,7 @@ class LanePlace:
                 if self._routed == looked_at:
                     await self._direct(not looked_at)
                     continue
-                await trio.lowlevel.wait_readable(self._call_fd)
-                with suppress(BlockingIOError):
-                    os.eventfd_read(self._call_fd)
+                await _called(self._call_fd)
                 if not self._closing:
                     self._tx.on_event()
                     if self._ports[0] == self._ports[1]:
@@ -247,9 +245,7 @@ class LinkPlace:
 
     async def called(self) -> None:
         """Return when there are messages for us, which stay in the socket until `resume`; or its end."""
-        await trio.lowlevel.wait_readable(self._call_fd)
-        with suppress(BlockingIOError):
-            os.eventfd_read(self._call_fd)
+        await _called(self._call_fd)
 
     def resume(self) -> None:
         """We have taken all that there was."""
@@ -266,3 +262,10 @@ class LinkPlace:
         """Before the socket is closed."""
         self._datapath.leave(self.number)
         os.close(self._call_fd)
+
+
+async def _called(fd: int) -> None:
+    """Return when that eventfd has been written since the last time."""
+    await trio.lowlevel.wait_readable(fd)
+    with suppress(BlockingIOError):
+        os.eventfd_read(fd)

@@ -28,7 +28,6 @@ from ipaddress import ip_address
 from typing import Any
 
 import msgpack  # type: ignore[import-untyped]
-from cffi import FFI
 
 from dom0.host import sandbox
 from xen_py.doorbell import open_native
@@ -42,8 +41,7 @@ _CONFIG_VERSION = 4
 _DATAGRAMS, _ONLY_IPV6 = 1, 2
 """Of a forwarded port. The second is without effect on IPv4."""
 
-_ffi = FFI()
-_ffi.cdef("""
+_ffi, _loop = open_native("""
     typedef struct Slirp Slirp;
     struct in_addr { uint32_t s_addr; };
     struct in6_addr { uint32_t words[4]; };
@@ -72,16 +70,14 @@ _ffi.cdef("""
     void slirp_input(void);
     int slirp_add_hostxfwd(Slirp *, const char *host, uint32_t size, const char *guest, uint32_t guest_size, int flags);
     int slirp_remove_hostxfwd(Slirp *, const char *host, uint32_t size, int flags);
-""")
-# Those without their arguments are not called from here: slirp.c has them.
 
-_loop_ffi, _loop = open_native("""
     struct xenpy_slirp *xenpy_slirp_open(int link, void *fill, void *poll, void *input);
     void *xenpy_slirp_callbacks(struct xenpy_slirp *s);
     int xenpy_slirp_run(struct xenpy_slirp *s, void *slirp);
     const uint8_t *xenpy_slirp_received(const struct xenpy_slirp *s);
     void xenpy_slirp_send(struct xenpy_slirp *s, const char *data, size_t size);
 """)
+# libslirp's, and those of slirp.c, which calls what is here without its arguments.
 
 
 class Stack:
@@ -90,19 +86,15 @@ class Stack:
     def __init__(self, library: Any, link: socket.socket, settings: dict[str, Any]) -> None:
         self._library = library
         functions = (library.slirp_pollfds_fill, library.slirp_pollfds_poll, library.slirp_input)
-        addresses = (int(_ffi.cast("uintptr_t", function)) for function in functions)
-        self._loop = _loop.xenpy_slirp_open(link.fileno(), *(_loop_ffi.cast("void *", at) for at in addresses))
-        callbacks = int(_loop_ffi.cast("uintptr_t", _loop.xenpy_slirp_callbacks(self._loop)))
-        opaque = int(_loop_ffi.cast("uintptr_t", self._loop))
+        self._loop = _loop.xenpy_slirp_open(link.fileno(), *(_ffi.cast("void *", each) for each in functions))
         self._config = _config(settings)
-        self._slirp = library.slirp_new(self._config, _ffi.cast("void *", callbacks), _ffi.cast("void *", opaque))
+        self._slirp = library.slirp_new(self._config, _loop.xenpy_slirp_callbacks(self._loop), self._loop)
 
     def run(self) -> None:
         """Until the host has gone."""
-        slirp = _loop_ffi.cast("void *", int(_ffi.cast("uintptr_t", self._slirp)))
         received = _loop.xenpy_slirp_received(self._loop)
-        while (size := _loop.xenpy_slirp_run(self._loop, slirp)) > 0:
-            self._serve(_loop_ffi.buffer(received, size)[:])
+        while (size := _loop.xenpy_slirp_run(self._loop, self._slirp)) > 0:
+            self._serve(_ffi.buffer(received, size)[:])
 
     def _serve(self, message: bytes) -> None:
         kind, words = message[:1], msgpack.unpackb(message[1:])

@@ -151,6 +151,9 @@ static void show_touched(struct xenpy_datapath *d)
 
 // ---- where packets come in: whether there was one ----
 
+// Whether the thread may take from the tx ring now.
+static bool is_ours(const struct xenpy_packets *p) { return p->tx.lent && !p->busy && !p->called; }
+
 static void call_for_lane(struct xenpy_datapath *d, struct place *place)
 {
     place->packets->called = true;
@@ -170,7 +173,7 @@ static bool serve_lane(struct xenpy_datapath *d, struct place *place, uint64_t n
         if (!p->tx.lent || !p->rx.lent || p->held) // it may be about what the trio thread waits for
             xenpy_call(place->call_fd);
     }
-    if (!p->tx.lent || p->busy || p->called)
+    if (!is_ours(p))
         return false;
     if (!xenpy_available(&p->tx, &there)) {
         call_for_lane(d, place);
@@ -286,14 +289,14 @@ static bool may_sleep(struct xenpy_datapath *d)
     pthread_mutex_lock(&d->lock.mutex);
     for (uint32_t n = 0; n < d->count; n++) {
         struct place *place = &d->places[n];
-        if (place->kind == LANE && place->packets->tx.lent && !place->packets->busy && !place->packets->called)
+        if (place->kind == LANE && is_ours(place->packets))
             asked |= xenpy_arm(&place->packets->tx);
     }
     if (asked)
         xenpy_fence_all();
     for (uint32_t n = 0; n < d->count; n++) {
         struct place *place = &d->places[n];
-        if (place->kind == LANE && place->packets->tx.lent && !place->packets->busy && !place->packets->called)
+        if (place->kind == LANE && is_ours(place->packets))
             found |= !xenpy_available(&place->packets->tx, &there) || there;
         else if (place->kind == LINK)
             found |= place->ready && !place->called;
@@ -331,23 +334,13 @@ static void *run(void *argument)
 
 // ---- the trio thread's ----
 
-static void enter(struct xenpy_datapath *d)
-{
-    __atomic_fetch_add(&d->lock.wanted, 1, __ATOMIC_SEQ_CST);
-    pthread_mutex_lock(&d->lock.mutex);
-    __atomic_fetch_sub(&d->lock.wanted, 1, __ATOMIC_SEQ_CST);
-}
-
-static void leave(struct xenpy_datapath *d) { pthread_mutex_unlock(&d->lock.mutex); }
-
-static int free_datapath(struct xenpy_datapath *d)
+static void free_datapath(struct xenpy_datapath *d)
 {
     if (d->epoll_fd >= 0)
         close(d->epoll_fd);
     if (d->stir_fd >= 0)
         close(d->stir_fd);
     free(d);
-    return 0;
 }
 
 // NULL: there is no thread or descriptor to be had.
@@ -388,7 +381,7 @@ static int add(struct xenpy_datapath *d, const struct place *place, uint32_t eve
 {
     int number = -1;
 
-    enter(d);
+    xenpy_enter(&d->lock);
     for (uint32_t n = 0; n < MOST_PLACES && number < 0; n++) {
         struct epoll_event event = {.events = events, .data.u32 = n};
         if (d->places[n].kind != NOTHING)
@@ -402,7 +395,7 @@ static int add(struct xenpy_datapath *d, const struct place *place, uint32_t eve
         if (place->kind == LANE)
             place->packets->lock = &d->lock;
     }
-    leave(d);
+    xenpy_leave(&d->lock);
     if (number >= 0)
         xenpy_call(d->stir_fd);
     return number;
@@ -431,14 +424,14 @@ int xenpy_datapath_add_link(struct xenpy_datapath *d, uint32_t source, int fd, i
 // Nothing comes from there or goes there any more. Rings have been taken back.
 void xenpy_datapath_remove(struct xenpy_datapath *d, int number)
 {
-    enter(d);
+    xenpy_enter(&d->lock);
     struct place *place = &d->places[number];
     epoll_ctl(d->epoll_fd, EPOLL_CTL_DEL, place->wake_fd, NULL);
     if (place->kind == LANE)
         place->packets->lock = NULL;
     d->flows.generation++;
     place->kind = NOTHING;
-    leave(d);
+    xenpy_leave(&d->lock);
 }
 
 // A packet of that source has gone to that place, as all of its flow are to, up to so many bytes. Whether it has a flow.
@@ -449,46 +442,46 @@ int xenpy_datapath_learn(struct xenpy_datapath *d, uint32_t source, const char *
 
     if (!xenpy_parse((const uint8_t *)data, size, &frame))
         return 0;
-    enter(d);
+    xenpy_enter(&d->lock);
     xenpy_flow_learn(&d->flows, source, (const uint8_t *)data, &frame, target, longest, xenpy_now());
-    leave(d);
+    xenpy_leave(&d->lock);
     return 1;
 }
 
 // Something has changed at a switch.
 void xenpy_datapath_forget(struct xenpy_datapath *d)
 {
-    enter(d);
+    xenpy_enter(&d->lock);
     d->flows.generation++;
-    leave(d);
+    xenpy_leave(&d->lock);
 }
 
 // Frames wait to be sent on a link, none may overtake them; or they wait no longer.
 void xenpy_datapath_hold(struct xenpy_datapath *d, int number, int on)
 {
-    enter(d);
+    xenpy_enter(&d->lock);
     d->places[number].held = on;
-    leave(d);
+    xenpy_leave(&d->lock);
 }
 
 // The trio thread has taken all that there was on a link for which it had been called.
 void xenpy_datapath_resume(struct xenpy_datapath *d, int number)
 {
-    enter(d);
+    xenpy_enter(&d->lock);
     d->places[number].called = false;
     d->places[number].ready = true;
-    leave(d);
+    xenpy_leave(&d->lock);
     xenpy_call(d->stir_fd);
 }
 
 // Packets and bytes that came in there, and that went out.
 void xenpy_datapath_counts(struct xenpy_datapath *d, int number, uint64_t counts[4])
 {
-    enter(d);
+    xenpy_enter(&d->lock);
     const struct place *place = &d->places[number];
     counts[0] = place->rx_packets;
     counts[1] = place->rx_bytes;
     counts[2] = place->tx_packets;
     counts[3] = place->tx_bytes;
-    leave(d);
+    xenpy_leave(&d->lock);
 }

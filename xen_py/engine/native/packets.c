@@ -112,20 +112,16 @@ bool xenpy_push(struct xenpy_ring *r)
 
 // ---- whose turn it is ----
 
-// The trio thread comes in here, the other one in datapath.c, which lets who waits go first.
 static void enter(struct xenpy_packets *p)
 {
-    if (!p->lock)
-        return;
-    __atomic_fetch_add(&p->lock->wanted, 1, __ATOMIC_SEQ_CST);
-    pthread_mutex_lock(&p->lock->mutex);
-    __atomic_fetch_sub(&p->lock->wanted, 1, __ATOMIC_SEQ_CST);
+    if (p->lock)
+        xenpy_enter(p->lock);
 }
 
 static void leave(struct xenpy_packets *p)
 {
     if (p->lock)
-        pthread_mutex_unlock(&p->lock->mutex);
+        xenpy_leave(p->lock);
 }
 
 // ---- what the guest sends ----

@@ -41,6 +41,16 @@ struct xenpy_lock {
     uint32_t wanted; /* by the trio thread */
 };
 
+/* The trio thread's way in; the other one lets who waits here go first. */
+static inline void xenpy_enter(struct xenpy_lock *lock)
+{
+    __atomic_fetch_add(&lock->wanted, 1, __ATOMIC_SEQ_CST);
+    pthread_mutex_lock(&lock->mutex);
+    __atomic_fetch_sub(&lock->wanted, 1, __ATOMIC_SEQ_CST);
+}
+
+static inline void xenpy_leave(struct xenpy_lock *lock) { pthread_mutex_unlock(&lock->mutex); }
+
 struct xenpy_packets {
     /* done here */
     uint64_t sent, received, left;

@@ -10,6 +10,8 @@
 // libslirp is not linked: its functions come as pointers. Types and meanings: libslirp.h, version 4 of its interface.
 
 #define _GNU_SOURCE
+#include "linger.h"
+
 #include <errno.h>
 #include <poll.h>
 #include <stdbool.h>
@@ -19,7 +21,6 @@
 #include <sys/socket.h>
 #include <sys/types.h>
 #include <sys/uio.h>
-#include <time.h>
 
 #define LONGEST (1 << 17)
 #define MOST_WAITING 4096
@@ -27,8 +28,6 @@
 #define MOST_TIMERS 64 // the library makes one for its router advertisements
 #define IDLE_MS 1000
 #define NEVER INT64_MAX
-
-enum { SLIRP_IN = 1, SLIRP_OUT = 2, SLIRP_PRI = 4, SLIRP_ERR = 8, SLIRP_HUP = 16 };
 
 typedef void timer_function(void *opaque);
 
@@ -72,13 +71,18 @@ struct xenpy_slirp {
     uint8_t received[LONGEST];
 };
 
-static int64_t now_ns(void *opaque)
-{
-    struct timespec t;
+// libslirp's bits of a descriptor, and poll's.
+static const struct {
+    int slirp;
+    short poll;
+} bits[] = {{1, POLLIN}, {2, POLLOUT}, {4, POLLPRI}, {8, POLLERR}, {16, POLLHUP}};
 
+#define BITS (sizeof bits / sizeof bits[0])
+
+static int64_t clock_get_ns(void *opaque)
+{
     (void)opaque;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+    return (int64_t)xenpy_now();
 }
 
 // ---- to the host ----
@@ -179,12 +183,9 @@ static int add_polled(int fd, int events, void *opaque)
         s->polled = larger;
         s->room = room;
     }
-    if (events & SLIRP_IN)
-        wanted |= POLLIN;
-    if (events & SLIRP_OUT)
-        wanted |= POLLOUT;
-    if (events & SLIRP_PRI)
-        wanted |= POLLPRI;
+    for (size_t n = 0; n < BITS; n++)
+        if (events & bits[n].slirp)
+            wanted |= bits[n].poll;
     s->polled[s->count] = (struct pollfd){.fd = fd, .events = wanted};
     return (int)s->count++;
 }
@@ -196,17 +197,9 @@ static int get_polled(int index, void *opaque)
 
     if (index < 1 || (size_t)index >= s->count)
         return 0;
-    short happened = s->polled[index].revents;
-    if (happened & POLLIN)
-        found |= SLIRP_IN;
-    if (happened & POLLOUT)
-        found |= SLIRP_OUT;
-    if (happened & POLLPRI)
-        found |= SLIRP_PRI;
-    if (happened & POLLERR)
-        found |= SLIRP_ERR;
-    if (happened & POLLHUP)
-        found |= SLIRP_HUP;
+    for (size_t n = 0; n < BITS; n++)
+        if (s->polled[index].revents & bits[n].poll)
+            found |= bits[n].slirp;
     return found;
 }
 
@@ -214,7 +207,7 @@ static int get_polled(int index, void *opaque)
 
 static int64_t fire(struct xenpy_slirp *s)
 {
-    int64_t now = now_ns(NULL) / 1000000, next = NEVER;
+    int64_t now = (int64_t)(xenpy_now() / 1000000), next = NEVER;
 
     for (int n = 0; n < MOST_TIMERS; n++) {
         struct timer *t = &s->timers[n];
@@ -293,7 +286,7 @@ struct xenpy_slirp *xenpy_slirp_open(int link, void *fill, void *poll, void *inp
     s->room = 16;
     s->last = &s->first;
     s->callbacks = (struct callbacks){
-        .send_packet = send_packet, .guest_error = ignore_text, .clock_get_ns = now_ns, .timer_new = timer_new,
+        .send_packet = send_packet, .guest_error = ignore_text, .clock_get_ns = clock_get_ns, .timer_new = timer_new,
         .timer_free = timer_free, .timer_mod = timer_mod, .register_poll_fd = ignore_fd,
         .unregister_poll_fd = ignore_fd, .notify = ignore,
     };
