@@ -54,6 +54,7 @@ _ffi, _native = open_native("""
     int xenpy_bell_ring(void *bell, uint32_t port);
     int xenpy_bell_take(void *bell, uint32_t *ports);
     int xenpy_bell_waiting(const void *bell);
+    int xenpy_bell_called(void *bell);
     void xenpy_bell_call(void *bell);
     void xenpy_fence(void);
     void xenpy_fence_all(void);
@@ -112,6 +113,11 @@ class Bell:
         """Wake the other side without a mark: there is something for it elsewhere."""
         _native.xenpy_bell_call(self._bell)
         os.eventfd_write(self.eventfd, 1)
+
+    def called(self) -> bool:
+        """Whether there has been a `poke` since this was last asked. To be asked after `take`, which may have emptied
+        the eventfd that told of it."""
+        return bool(_native.xenpy_bell_called(self._bell))
 
     def waiting(self) -> bool:
         return bool(_native.xenpy_bell_waiting(self._bell))

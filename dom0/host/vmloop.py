@@ -2,10 +2,11 @@
 """The loop that drives one domain: step, take the inbox, obey pauses, sleep, until the domain or the host is gone.
 
 The same loop runs in a VM process and, for tests and driver developers, on a thread of the host process. It is the
-one thread that touches the `Domain`. Order matters in one place: the inbox's eventfd is emptied before the marks are
+one thread that touches the `Domain`. Order matters in two places: the inbox's eventfd is emptied before the marks are
 taken, and marks are looked at after every wake-up and before every sleep, so none is slept over
-(engine/native/link.c). An engine may do all of that by itself for as long as nothing is asked of the loop
-(engine/native/events.c, which does as is done here); the link's socket brings it back.
+(engine/native/link.c); and orders are looked for again when one was announced while that eventfd was emptied, for then
+nothing tells the engine of it (tests/models/kick.pml). An engine may do all of that by itself for as long as nothing is
+asked of the loop (engine/native/events.c, which does as is done here); the link's socket brings it back.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ class VmLoop:
                 continue
             for port in self._doorbell.inbox.take():
                 self._domain.deliver(port)
+            if self._doorbell.inbox.called():
+                continue
             self._doorbell.publish_state(RunState.RUNNING)
             match self._domain.step():
                 case Kicked():

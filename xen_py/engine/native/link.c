@@ -54,7 +54,7 @@ void xenpy_bell_call(struct bell *bell)
     xenpy_bell_stir(bell);
 }
 
-// Whether the taker is to look elsewhere; asked before the marks are taken.
+// Whether the taker is to look elsewhere; asked when the marks have been taken, and with them what told of the call.
 int xenpy_bell_called(struct bell *bell) { return (int)__atomic_exchange_n(&bell->called, 0, __ATOMIC_SEQ_CST); }
 
 // The taker looks by itself from now on, or no longer.
