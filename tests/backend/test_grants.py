@@ -376,11 +376,13 @@ class Liar:
 async def test_a_domain_that_answers_nonsense_is_ended(answer: Any) -> None:
     def play(domain: ScriptedDomain) -> Iterator[Step]:
         domain.grants = Liar(answer)  # type: ignore[attr-defined]
+        domain.say(b"lying\n")
         while True:
             yield Blocked(None)
 
     async with watched_machine(make=scripted(play)) as machine:
         guest = await machine.create(hello())
+        await guest.console.expect("lying\n")
         with pytest.raises(GuestGone):
             await grants_of(guest).pin([(GrantRef(8), True)])
         assert await guest.wait_shutdown() == ShutdownReason.CRASH
