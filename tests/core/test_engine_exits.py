@@ -338,6 +338,45 @@ def test_code_that_rewrites_itself(machine: Machine) -> None:
         assert run_at(machine, VA(CODE)) == n
 
 
+def call(machine: Machine, pfn: int, times: int, before: bytes = b"") -> int:
+    """The guest calls what is there through %rdi, always from the same place; what the last call has answered."""
+    loop = before + b"\xff\xd7\xff\xc9"  # call *%rdi ; dec %ecx
+    code = loop + b"\x75" + bytes([254 - len(loop)]) + SYSCALL
+    if machine.get(CODE, len(code)) != code:
+        machine.set_code(code)
+    machine.regs[R.RDI], machine.regs[R.RCX] = VA(pfn), times
+    return run_at(machine, VA(CODE))
+
+
+def answers(n: int) -> bytes:
+    return b"\xb8" + n.to_bytes(4, "little") + b"\xc3"  # mov $n,%eax ; ret
+
+
+def test_calls_reach_what_is_mapped_now(machine: Machine) -> None:
+    """Jumps are remembered where they are made (engine/native/sites.c), and forgotten in time."""
+    for n in range(2):
+        machine.put(FREE + n, answers(n))
+    for turn in range(6):
+        remap(machine, FREE + 2, FREE + turn % 2, RW_FLAGS & ~NX)
+        assert call(machine, FREE + 2, 5) == turn % 2
+        machine.domain.engine.flush_tlb()
+        assert call(machine, FREE + 2, 1) == turn % 2
+    remap(machine, FREE + 3, FREE + 1, RW_FLAGS & ~NX)
+    for turn in range(6):
+        assert call(machine, FREE + 2 + turn % 2, 1 + turn) == 1
+
+
+def test_calls_reach_what_has_just_been_written(machine: Machine) -> None:
+    machine.put(FREE, answers(10))
+    remap(machine, FREE, FREE, RW_FLAGS & ~NX)
+    assert call(machine, FREE, 5) == 10
+    assert call(machine, FREE, 7, b"\xff\x47\x01") == 17  # each time before: incl 1(%rdi)
+    assert call(machine, FREE, 5) == 17
+    machine.put(FREE, answers(3))
+    machine.domain.space.written_from_outside(FREE)
+    assert call(machine, FREE, 5) == 3
+
+
 def test_stores_to_a_page_that_may_hold_code_are_unwatched_until_it_does(machine: Machine) -> None:
     flags = machine.domain.frames.flags
     remap(machine, FREE, FREE, RW_FLAGS & ~NX)

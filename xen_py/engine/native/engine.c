@@ -160,6 +160,7 @@ void xpy_close(struct xpy_engine *e)
         e->uc_free(e->scratch);
     if (e->uc)
         e->uc_close(e->uc);
+    xpy_close_sites(e);
     free(e->jumps);
     free(e->cpuid);
     free(e);
@@ -229,7 +230,7 @@ void xpy_flush_tlb(struct xpy_engine *e) { e->tlb_stale = true; }
 void xpy_flush_page(struct xpy_engine *e, uint64_t va)
 {
     e->c.page_flushes++;
-    e->flush_page(e->cpu_object, va);
+    xpy_flush_tlb_page(e, va);
 }
 
 void xpy_drop_code(struct xpy_engine *e, uint64_t va, size_t n)
@@ -269,11 +270,11 @@ void xpy_change_mode(struct xpy_engine *e)
 void xpy_use_root(struct xpy_engine *e, uint64_t cr3)
 {
     if (e->tlb_stale) {
-        e->flush_modes(e->cpu_object, 7);
+        xpy_flush_tlb_modes(e, 7);
         e->tlb_stale = false;
         e->c.tlb_flushes++;
     } else if (cr3 != e->loaded_cr3[e->mode]) {
-        e->flush_modes(e->cpu_object, 1 << TLB_USED);
+        xpy_flush_tlb_modes(e, 1 << TLB_USED);
         e->c.tlb_flushes++;
     }
     e->loaded_cr3[e->mode] = e->cpu->cr[3] = cr3;

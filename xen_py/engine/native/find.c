@@ -47,8 +47,6 @@ static bool resolve(struct xpy_engine *e, char *why, size_t n)
         {"tcg_tb_lookup_x86_64", &e->block_at},
         {"tcg_tb_foreach_x86_64", &e->each_block},
         {"helper_check_exit_request_x86_64", &e->leave},
-        {"tlb_flush_page_x86_64", &e->flush_page},
-        {"tlb_flush_by_mmuidx_x86_64", &e->flush_modes},
         {"helper_ret_stb_mmu_x86_64", &e->store_functions[0]},
         {"helper_le_stw_mmu_x86_64", &e->store_functions[1]},
         {"helper_le_stl_mmu_x86_64", &e->store_functions[2]},
@@ -317,6 +315,51 @@ static bool prove_jumps(struct xpy_engine *e, char *mem, bool *good)
     return left;
 }
 
+/*
+ * The same jump, with a site: once it is known where it goes, it goes there by itself. It asks again after a flush, and
+ * when there is something to look at.
+ */
+static bool prove_sites(struct xpy_engine *e, char *mem)
+{
+    static const uint8_t other[] = {0x48, 0x89, 0xc7, 0x0f, 0x05}; /* mov %rax,%rdi ; syscall */
+    uint64_t bell[128] = {0}, times = 0;
+    const uint64_t *none = e->marks;
+    bool good = xpy_open_sites(e);
+
+    e->uc_ctl(e->uc, UC_CTL_WRITE(UC_CTL_TB_FLUSH, 0));
+    e->r.user = 1; /* whose lower half is remembered, too */
+    e->r.cr3 = 0x8000;
+    for (int step = 0; good && step < 4; step++) {
+        bool known = step > 1;
+
+        if (step == 1)
+            xpy_flush_page(e, 0x400000);
+        if (step == 2) {
+            e->marks = e->paths.inbox = bell;
+            xenpy_bell_call(bell);
+        }
+        if (step == 3) {
+            e->marks = none;
+            memcpy(mem + 0x5000, other, sizeof other);
+            xpy_drop_code(e, 0x400000, sizeof other);
+        }
+        e->r.rip = e->r.gpr[0] = 0x400000;
+        e->r.gpr[1] = 100;
+        e->r.gpr[7] = 0;
+        xpy_run(e);
+        good = e->r.kind == (step == 2 ? XPY_KICKED : XPY_SYSCALL) && e->r.gpr[7] == (step == 3 ? 0x400000 : 0) &&
+               e->sites_used && (step != 2 || e->r.gpr[1] == 99);
+        /* asked for the first time the emulator finds the block; for the second time the site is set */
+        good &= e->sites->pc == 0x400000 && e->sites->times - times == (known ? 0 : 1);
+        times = e->sites->times;
+    }
+    memset(&e->paths, 0, sizeof e->paths);
+    memset(&e->fast, 0, sizeof e->fast);
+    if (!good)
+        xpy_close_sites(e);
+    return good;
+}
+
 bool xpy_prove(struct xpy_engine *e, char *why, size_t n)
 {
     /* Two scratch address spaces with the same page of code at VA 0x400000 and different data at VA 0x401000. */
@@ -451,6 +494,8 @@ bool xpy_prove(struct xpy_engine *e, char *why, size_t n)
     e->jumps_are_ours = prove_jumps(e, (char *)mem, &good);
     if (!good)
         snprintf(why, n, "indirect jumps do not go through the function for it");
+    if (good && e->jumps_are_ours && !(good = prove_sites(e, (char *)mem)))
+        snprintf(why, n, "indirect jumps are not translated as they should be");
 unmap:
     e->uc_mem_unmap(e->uc, 0, SCRATCH);
     e->uc_ctl(e->uc, UC_CTL_WRITE(UC_CTL_TB_FLUSH, 0));
@@ -492,7 +537,7 @@ bool xpy_find(struct xpy_engine *e, const char *libunicorn, uint32_t translation
         snprintf(why, n, "%s", dlerror());
         return false;
     }
-    if (!resolve(e, why, n))
+    if (!resolve(e, why, n) || !xpy_find_sites(e, why, n))
         return false;
     if (e->uc_open(UC_ARCH_X86, UC_MODE_64, &e->uc)) {
         snprintf(why, n, "uc_open failed");

@@ -5,7 +5,7 @@
  *
  * find.c finds and proves the private parts, engine.c enters and leaves the guest, stop.c makes it stop, fast.c handles
  * the most frequent exits without leaving (with entry.c and tables.c), events.c has it sleep and wake, look.c has it look
- * for events, stores.c makes stores to pages that might hold code cheap, walks.c walks through page tables.
+ * for events, sites.c has jumps remembered, stores.c makes stores to pages that might hold code cheap, walks.c walks through page tables.
  */
 #ifndef XPY_INTERNAL_H
 #define XPY_INTERNAL_H
@@ -223,6 +223,12 @@ struct xpy_engine {
     struct block **jumps;   /* of the flush of that number */
     uint32_t jumps_of_flush;
     const uint32_t *flush_count;
+    /* where jumps went last (sites.c) */
+    struct site *sites;  /* null: none are kept */
+    struct site *asks;   /* whose jump it is that the function is asked for */
+    uint32_t sites_used, sites_of_flush;
+    uint64_t generations[2]; /* of the sites of kernel and user mode that count */
+    uint64_t changes_seen;
     volatile int running; /* inside uc_emu_start */
     volatile int closing;
     int epoll_fd, event_fd, timer_fd;
@@ -265,8 +271,6 @@ struct xpy_engine {
     struct block *(*block_at)(void *, uintptr_t);
     void (*each_block)(void *, int (*)(void *, void *, void *), void *);
     void (*leave)(uc_engine *, uint32_t);
-    void (*flush_page)(void *, uint64_t);
-    void (*flush_modes)(void *, uint16_t);
     void *store_functions[STORE_FUNCTIONS];
 };
 
@@ -288,6 +292,33 @@ extern __thread struct xpy_engine *volatile xpy_running_here INITIAL_EXEC;
 void xpy_take_over_jumps(struct xpy_engine *e, void *(*own)(void *));
 void xpy_begin_looking(struct xpy_engine *e);
 void xpy_end_looking(struct xpy_engine *e);
+
+/* sites.c */
+struct site {
+    uint64_t pc, generation;
+    void *code;
+    uint64_t times; /* it has been set */
+};
+
+/* A jump of 64-bit code goes to that block. In kernel mode only what is in the upper half is remembered, so that what
+ * happens to the addresses of processes does not matter there. */
+static inline void xpy_set_site(struct xpy_engine *e, struct site *site, const struct block *b)
+{
+    if (!e->mode && !(b->pc >> 63))
+        return;
+    site->pc = b->pc;
+    site->code = b->code;
+    site->generation = e->generations[e->mode];
+    site->times++;
+}
+
+bool xpy_find_sites(struct xpy_engine *e, char *why, size_t n);
+bool xpy_open_sites(struct xpy_engine *e);
+void xpy_close_sites(struct xpy_engine *e);
+void xpy_outdate_sites(struct xpy_engine *e);
+void xpy_outdate_sites_for_others(struct xpy_engine *e);
+void xpy_flush_tlb_page(struct xpy_engine *e, uint64_t va);
+void xpy_flush_tlb_modes(struct xpy_engine *e, uint16_t modes);
 
 /* walks.c */
 void xpy_take_over_walks(uint64_t (*own)(void *, uint64_t));

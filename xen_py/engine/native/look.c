@@ -7,6 +7,7 @@
  * guest runs, whoever rings its inbox leaves it at that (`awake`, link.c), and the guest looks: translated code asks a
  * function of the emulator where each indirect jump goes, and that function is ours. Every return is such a jump, and
  * every jump to another page. There the registers are all in their place; an event is delivered as after a hypercall.
+ * Jumps that go where they went last do not come here (sites.c), unless there is something to look at.
  * A guest that goes round without any such jump is stopped by the watcher, a millisecond or two later.
  *
  * The function is put before the emulator's own by its name, as the dynamic linker does for any function of a library
@@ -96,12 +97,17 @@ void *helper_lookup_tb_ptr_x86_64(struct cpu_state *cpu)
 
     if (__builtin_expect(!e, 0))
         return emulators_own(cpu);
+    struct site *site = e->asks;
+    e->asks = NULL;
     if (__builtin_expect(__atomic_load_n(e->marks, __ATOMIC_RELAXED) != 0, 0))
         return look(e);
     uint64_t base = cpu->segs[XPY_CS].base, pc = cpu->eip + base;
     struct block *b = *xpy_known_jump(cpu, pc);
-    if (b && b->pc == pc && b->cs_base == base && b->kind == PLAIN_BLOCK && b->flags == block_flags(cpu))
+    if (b && b->pc == pc && b->cs_base == base && b->kind == PLAIN_BLOCK && b->flags == block_flags(cpu)) {
+        if (site && !base && (b->flags & HF_CS64))
+            xpy_set_site(e, site, b);
         return b->code;
+    }
     return look_further(e);
 }
 

@@ -82,6 +82,7 @@ static void on_stop_signal(int signal, siginfo_t *info, void *context)
     if (!e)
         return;
     e->stopped = 1;
+    xpy_outdate_sites(e);
     e->uc_emu_stop(e->uc);
     if (pc < e->code_start || pc >= e->code_end)
         return;
@@ -335,6 +336,7 @@ void xpy_enter(struct xpy_engine *e)
     if (!number_here)
         number_here = (pid_t)syscall(SYS_gettid);
     e->thread = number_here;
+    xpy_outdate_sites_for_others(e);
     xpy_running_here = e;
     __atomic_store_n(&e->running, 1, __ATOMIC_SEQ_CST);
 }

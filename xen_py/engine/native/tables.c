@@ -99,7 +99,7 @@ bool xpy_mmu_update(struct xpy_engine *e, uint64_t requests, uint64_t count, uin
 
 static void flush_all(struct xpy_engine *e)
 {
-    e->flush_modes(e->cpu_object, 7);
+    xpy_flush_tlb_modes(e, 7);
     e->c.tlb_flushes++;
 }
 
