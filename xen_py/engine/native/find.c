@@ -20,12 +20,22 @@
 
 void xenpy_bell_call(void *bell);
 
+bool xpy_look_up(void *library, const struct xpy_wanted *wanted, size_t count, char *why, size_t n)
+{
+    for (size_t i = 0; i < count; i++) {
+        void *f = dlsym(library, wanted[i].name);
+        if (!f) {
+            snprintf(why, n, "the Unicorn library lacks %s", wanted[i].name);
+            return false;
+        }
+        memcpy(wanted[i].slot, &f, sizeof f);
+    }
+    return true;
+}
+
 static bool resolve(struct xpy_engine *e, char *why, size_t n)
 {
-    const struct {
-        const char *name;
-        void *slot;
-    } wanted[] = {
+    const struct xpy_wanted wanted[] = {
         {"uc_open", &e->uc_open},
         {"uc_close", &e->uc_close},
         {"uc_reg_read", &e->uc_reg_read},
@@ -56,15 +66,7 @@ static bool resolve(struct xpy_engine *e, char *why, size_t n)
         {"helper_be_stq_mmu_x86_64", &e->store_functions[11]},
     };
 
-    for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
-        void *f = dlsym(e->dl, wanted[i].name);
-        if (!f) {
-            snprintf(why, n, "the Unicorn library lacks %s", wanted[i].name);
-            return false;
-        }
-        memcpy(wanted[i].slot, &f, sizeof f);
-    }
-    return true;
+    return xpy_look_up(e->dl, wanted, sizeof wanted / sizeof *wanted, why, n);
 }
 
 /* Reads our own memory without risk: a wrong pointer is an error, not a crash. */

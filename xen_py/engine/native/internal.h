@@ -5,7 +5,8 @@
  *
  * find.c finds and proves the private parts, engine.c enters and leaves the guest, stop.c makes it stop, fast.c handles
  * the most frequent exits without leaving (with entry.c and tables.c), events.c has it sleep and wake, look.c has it look
- * for events, sites.c has jumps remembered, stores.c makes stores to pages that might hold code cheap, walks.c walks through page tables.
+ * for events, sites.c has jumps remembered, stores.c makes stores to pages that might hold code cheap, walks.c walks
+ * through page tables.
  */
 #ifndef XPY_INTERNAL_H
 #define XPY_INTERNAL_H
@@ -275,6 +276,11 @@ struct xpy_engine {
 };
 
 /* find.c */
+struct xpy_wanted { /* a function of the library, and where its address is to go */
+    const char *name;
+    void *slot;
+};
+bool xpy_look_up(void *library, const struct xpy_wanted *wanted, size_t count, char *why, size_t n);
 bool xpy_find(struct xpy_engine *e, const char *libunicorn, uint32_t translation_buffer, char *why, size_t n);
 bool xpy_prove(struct xpy_engine *e, char *why, size_t n);
 void xpy_flat_segments(struct xpy_engine *e);
@@ -300,11 +306,11 @@ struct site {
     uint64_t times; /* it has been set */
 };
 
-/* A jump of 64-bit code goes to that block. In kernel mode only what is in the upper half is remembered, so that what
- * happens to the addresses of processes does not matter there. */
+/* The jump goes to that block. It is remembered for 64-bit code, whose segments have no base; in kernel mode only for the
+ * upper half, so that what happens to the addresses of processes does not matter there. */
 static inline void xpy_set_site(struct xpy_engine *e, struct site *site, const struct block *b)
 {
-    if (!e->mode && !(b->pc >> 63))
+    if (b->cs_base || !(b->flags & HF_CS64) || (!e->mode && !(b->pc >> 63)))
         return;
     site->pc = b->pc;
     site->code = b->code;

@@ -104,7 +104,7 @@ void *helper_lookup_tb_ptr_x86_64(struct cpu_state *cpu)
     uint64_t base = cpu->segs[XPY_CS].base, pc = cpu->eip + base;
     struct block *b = *xpy_known_jump(cpu, pc);
     if (b && b->pc == pc && b->cs_base == base && b->kind == PLAIN_BLOCK && b->flags == block_flags(cpu)) {
-        if (site && !base && (b->flags & HF_CS64))
+        if (site)
             xpy_set_site(e, site, b);
         return b->code;
     }

@@ -21,8 +21,6 @@
 #define _GNU_SOURCE
 #include "internal.h"
 
-#include <dlfcn.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -56,10 +54,7 @@ static uint64_t changes_outside;
 
 bool xpy_find_sites(struct xpy_engine *e, char *why, size_t n)
 {
-    const struct {
-        const char *name;
-        void *slot;
-    } wanted[] = {
+    const struct xpy_wanted wanted[] = {
         {"tcg_const_i64_x86_64", &emulators.constant},
         {"tcg_temp_new_internal_x86_64", &emulators.fresh},
         {"tcg_temp_free_internal_x86_64", &emulators.release},
@@ -78,15 +73,7 @@ bool xpy_find_sites(struct xpy_engine *e, char *why, size_t n)
         {"tcg_tb_phys_invalidate_count_x86_64", &emulators.dropped},
     };
 
-    for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
-        void *f = dlsym(e->dl, wanted[i].name);
-        if (!f) {
-            snprintf(why, n, "the Unicorn library lacks %s", wanted[i].name);
-            return false;
-        }
-        memcpy(wanted[i].slot, &f, sizeof f);
-    }
-    return true;
+    return xpy_look_up(e->dl, wanted, sizeof wanted / sizeof *wanted, why, n);
 }
 
 /* ---- what makes sites old ---- */
