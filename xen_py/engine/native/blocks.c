@@ -32,7 +32,8 @@
 #define AT_ONCE 32 // answers that the frontend is shown together, at most
 #define REQUEST_NS 30000 // what an emulated guest needs for a request, and for each segment of it
 #define SEGMENT_NS 4000
-#define LOOK_EVERY 8 // bursts
+#define LOOK_FIRST 8 // bursts
+#define LOOK_MOST 1024
 
 enum { OP_READ = 0, OP_WRITE = 1, OP_INDIRECT = 6 };
 
@@ -45,8 +46,9 @@ struct xenpy_blocks {
     uint64_t sectors;
     // done by this side
     uint64_t requests, bytes_read, bytes_written, given_back, events, lingered;
-    // how many answers the frontend was shown together, the last time; how often; segments of the last request
-    uint32_t burst, bursts, last_count;
+    // how many answers the frontend was shown together, the last time; bursts until one is tried to grow, and how many
+    // it was then; segments of the last request
+    uint32_t burst, until_look, look_every, last_count;
     struct xenpy_linger linger;
     // fixed
     uint8_t *pages[MOST_PAGES];
@@ -238,13 +240,14 @@ static uint32_t available(struct xenpy_blocks *b)
 
 // Requests are served faster here than an emulated guest makes them, and an event for each of them costs it more than
 // the request does. So where the last burst was of several, the answers of this one are held back until there are as
-// many, as long as the guest needs for another request like the last; now and then for one more, as bursts grow.
+// many, as long as the guest needs for another request like the last; now and then for one more, as bursts grow, and
+// less often where they do not.
 static bool more_will_come(struct xenpy_blocks *b, uint32_t shown)
 {
     uint32_t here = b->produced - shown;
     uint64_t end;
 
-    if (!here || here == b->slots || (here >= b->burst && (here > b->burst || b->bursts % LOOK_EVERY)))
+    if (!here || here == b->slots || here > b->burst || (here == b->burst && b->until_look))
         return false;
     end = xenpy_now() + REQUEST_NS + b->last_count * SEGMENT_NS;
     do {
@@ -265,6 +268,17 @@ static bool one_comes_soon(struct xenpy_blocks *b)
             return false;
     b->lingered++;
     return true;
+}
+
+static void end_of_burst(struct xenpy_blocks *b, uint32_t here)
+{
+    if (b->until_look) {
+        b->until_look--;
+    } else if (here >= b->burst) {
+        b->look_every = here > b->burst ? LOOK_FIRST : b->look_every < LOOK_MOST ? b->look_every * 2 : LOOK_MOST;
+        b->until_look = b->look_every;
+    }
+    b->burst = here > b->burst ? here : (here + b->burst) / 2; // a guest that was held up once may go on
 }
 
 // Until the ring is empty (true), or Python has to look at it.
@@ -292,11 +306,8 @@ static bool serve_all(struct xenpy_blocks *b)
                 }
             }
         }
-        if (b->produced != shown) {
-            uint32_t here = b->produced - shown;
-            b->burst = here > b->burst ? here : (here + b->burst) / 2; // a guest that was held up once may go on
-            b->bursts++;
-        }
+        if (b->produced != shown)
+            end_of_burst(b, b->produced - shown);
         show(b, shown, false);
         shown = b->produced;
         if (one_comes_soon(b))
@@ -341,6 +352,7 @@ struct xenpy_blocks *xenpy_blocks_open(uint8_t **pages, uint32_t page_count, uin
     b->fd = fd;
     b->unit = unit;
     b->readonly = readonly;
+    b->look_every = LOOK_FIRST;
     b->read_flags = read_flags;
     b->wake_fd = wake_fd;
     b->call_fd = call_fd;
