@@ -210,24 +210,31 @@ static bool serve(struct xenpy_blocks *b, const uint8_t *slot)
     return true;
 }
 
-// Whether the frontend wants an event for what has been answered since `shown`. A barrier comes before.
+// Whether the frontend wants an event for what has been answered since `shown`.
 static bool wants_event(struct xenpy_blocks *b, uint32_t shown)
 {
     return b->produced - __atomic_load_n(index_word(b, 3), __ATOMIC_SEQ_CST) < b->produced - shown;
 }
 
 // Show the frontend what has been answered since `shown`, and tell it if it sleeps. Before this side sleeps itself, it
-// asks for an event (`ask`); one barrier does for both questions.
+// asks for an event (`ask`). A guest that is seen to want an event wants one; that it wants none, or has put nothing more
+// on the ring, is known behind a barrier only, and one does for both questions.
 static void show(struct xenpy_blocks *b, uint32_t shown, bool ask)
 {
+    bool tell;
+
     if (b->produced == shown && !ask)
         return;
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     __atomic_store_n(index_word(b, 2), b->produced, __ATOMIC_SEQ_CST);
     if (ask)
         __atomic_store_n(index_word(b, 1), b->consumed + 1, __ATOMIC_SEQ_CST);
-    xenpy_fence_all();
-    if (!wants_event(b, shown))
+    tell = wants_event(b, shown);
+    if (ask || !tell) {
+        xenpy_fence_all();
+        tell = wants_event(b, shown);
+    }
+    if (!tell)
         return;
     b->events++;
     xenpy_tell(b->bell, b->bell_fd, b->port);

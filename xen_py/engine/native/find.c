@@ -324,7 +324,7 @@ static bool prove_jumps(struct xpy_engine *e, char *mem, bool *good)
 static bool prove_sites(struct xpy_engine *e, char *mem)
 {
     static const uint8_t other[] = {0x48, 0x89, 0xc7, 0x0f, 0x05}; /* mov %rax,%rdi ; syscall */
-    uint64_t bell[128] = {0}, times = 0;
+    uint64_t bell[128] = {0}, sets = e->sites_set;
     const uint64_t *none = e->marks;
     bool good = xpy_open_sites(e);
 
@@ -351,9 +351,8 @@ static bool prove_sites(struct xpy_engine *e, char *mem)
         xpy_run(e);
         good = e->r.kind == (step == 2 ? XPY_KICKED : XPY_SYSCALL) && e->r.gpr[7] == (step == 3 ? 0x400000 : 0) &&
                e->sites_used && (step != 2 || e->r.gpr[1] == 99);
-        /* asked for the first time the emulator finds the block; for the second time the site is set */
-        good &= e->sites->pc == 0x400000 && e->sites->times - times == (known ? 0 : 1);
-        times = e->sites->times;
+        good &= e->sites->last.pc == 0x400000 && e->sites_set - sets == (known ? 0 : 1);
+        sets = e->sites_set;
     }
     memset(&e->paths, 0, sizeof e->paths);
     memset(&e->fast, 0, sizeof e->fast);

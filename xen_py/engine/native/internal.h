@@ -227,7 +227,9 @@ struct xpy_engine {
     /* where jumps went last (sites.c) */
     struct site *sites;  /* null: none are kept */
     struct site *asks;   /* whose jump it is that the function is asked for */
-    uint32_t sites_used, sites_of_flush;
+    struct others *others;
+    uint32_t sites_used, others_used, sites_of_flush;
+    uint64_t sites_set;
     uint64_t generations[2]; /* of the sites of kernel and user mode that count */
     uint64_t changes_seen;
     volatile int running; /* inside uc_emu_start */
@@ -300,24 +302,41 @@ void xpy_begin_looking(struct xpy_engine *e);
 void xpy_end_looking(struct xpy_engine *e);
 
 /* sites.c */
-struct site {
-    uint64_t pc, generation;
+struct target {
+    uint64_t pc;
     void *code;
-    uint64_t times; /* it has been set */
 };
 
-/* The jump goes to that block. It is remembered for 64-bit code, whose segments have no base; in kernel mode only for the
- * upper half, so that what happens to the addresses of processes does not matter there. */
-static inline void xpy_set_site(struct xpy_engine *e, struct site *site, const struct block *b)
+struct others { /* where else the jump of a site has gone, since the site's generation began */
+    uint32_t count, next;
+    struct target targets[7];
+};
+
+struct site {
+    struct target last;
+    uint64_t generation;
+    struct others *others; /* null: it has always gone where it went first */
+};
+
+/* Of a jump that does not go where it went last: the code at eip, if it has been there before. */
+static inline void *xpy_ask_site(const struct xpy_engine *e, struct site *site)
 {
-    if (b->cs_base || !(b->flags & HF_CS64) || (!e->mode && !(b->pc >> 63)))
-        return;
-    site->pc = b->pc;
-    site->code = b->code;
-    site->generation = e->generations[e->mode];
-    site->times++;
+    struct others *o = site->others;
+
+    if (!o || site->generation != e->generations[e->mode])
+        return NULL;
+    for (uint32_t n = 0; n < o->count; n++) {
+        struct target found = o->targets[n];
+        if (found.pc == e->cpu->eip) {
+            o->targets[n] = site->last;
+            site->last = found;
+            return found.code;
+        }
+    }
+    return NULL;
 }
 
+void xpy_set_site(struct xpy_engine *e, struct site *site, const struct block *b);
 bool xpy_find_sites(struct xpy_engine *e, char *why, size_t n);
 bool xpy_open_sites(struct xpy_engine *e);
 void xpy_close_sites(struct xpy_engine *e);

@@ -45,17 +45,22 @@ static uint32_t block_flags(const struct cpu_state *cpu)
     return cpu->hflags | ((uint32_t)cpu->eflags & BLOCK_EFLAGS);
 }
 
+static bool is_for_here(const struct cpu_state *cpu, const struct block *b, uint64_t pc, uint64_t base)
+{
+    return b && b->pc == pc && b->cs_base == base && b->kind == PLAIN_BLOCK && b->flags == block_flags(cpu);
+}
+
 static bool goes_there(const struct xpy_engine *e, const struct block *b, uint64_t pc)
 {
     uint64_t ram_page;
 
-    if (b->pc != pc || b->cs_base || b->kind != PLAIN_BLOCK || b->flags != block_flags(e->cpu) || b->page_addr[1] != ~0ull)
+    if (!is_for_here(e->cpu, b, pc, 0) || b->page_addr[1] != ~0ull)
         return false;
     const struct tlb_entry *entry = xpy_tlb_entry(e, TLB_USED, pc, &ram_page);
     return entry->code == (pc & ~0xfffull) && ram_page == b->page_addr[0] >> 12;
 }
 
-__attribute__((noinline)) static void *look_further(struct xpy_engine *e)
+__attribute__((noinline)) static void *look_further(struct xpy_engine *e, struct site *site)
 {
     uint64_t base = e->cpu->segs[XPY_CS].base, pc = e->cpu->eip + base;
     struct block **known = xpy_known_jump(e->cpu, pc);
@@ -64,12 +69,18 @@ __attribute__((noinline)) static void *look_further(struct xpy_engine *e)
     if (e->jumps_of_flush != *e->flush_count) {
         memset(e->jumps, 0, sizeof *e->jumps << JUMPS_KEPT_BITS);
         e->jumps_of_flush = *e->flush_count;
-    } else if (*kept && !base && goes_there(e, *kept, pc)) {
-        return (*known = *kept)->code;
+    } else if (!base && goes_there(e, *kept, pc)) {
+        *known = *kept;
+        if (site)
+            xpy_set_site(e, site, *kept);
+        return (*kept)->code;
     }
     void *code = emulators_own(e->cpu);
-    if (*known && (*known)->pc == pc)
+    if (is_for_here(e->cpu, *known, pc, base)) {
         *kept = *known;
+        if (site)
+            xpy_set_site(e, site, *known);
+    }
     return code;
 }
 
@@ -83,7 +94,7 @@ __attribute__((noinline)) static void *look(struct xpy_engine *e)
         return (void *)e->way_out;
     }
     xpy_run_timers(e);
-    return xpy_deliver_events(e) ? look_further(e) : (void *)e->way_out;
+    return xpy_deliver_events(e) ? look_further(e, NULL) : (void *)e->way_out;
 }
 
 /*
@@ -101,14 +112,17 @@ void *helper_lookup_tb_ptr_x86_64(struct cpu_state *cpu)
     e->asks = NULL;
     if (__builtin_expect(__atomic_load_n(e->marks, __ATOMIC_RELAXED) != 0, 0))
         return look(e);
+    void *code = site ? xpy_ask_site(e, site) : NULL;
+    if (code)
+        return code;
     uint64_t base = cpu->segs[XPY_CS].base, pc = cpu->eip + base;
     struct block *b = *xpy_known_jump(cpu, pc);
-    if (b && b->pc == pc && b->cs_base == base && b->kind == PLAIN_BLOCK && b->flags == block_flags(cpu)) {
+    if (is_for_here(cpu, b, pc, base)) {
         if (site)
             xpy_set_site(e, site, b);
         return b->code;
     }
-    return look_further(e);
+    return look_further(e, site);
 }
 
 /* Around a stay in native code, whenever the guest of an engine with jumps of ours sees to its events here. */

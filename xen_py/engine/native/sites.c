@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Where each indirect jump went last, kept beside the jump.
+ * Where each indirect jump went, kept beside the jump.
  *
  * A kernel makes an indirect jump every few dozen instructions: each return is one, and so is each call to another page.
  * Asking a function for each (look.c) takes a quarter of a guest's time, most of it for the caches that the question
  * goes through. So the translator is made to put a comparison before the question: each such place in translated code
- * has a site, which says where it went last; if it goes there again, and nothing has changed since, it jumps at once.
+ * has a site, which says where it went last; if it goes there again, and nothing has changed since, it jumps at once. If it
+ * does not, the function looks among the other places where the jump has been before it looks among all blocks: for a return
+ * to one of the callers this takes half the time, as what is known of the blocks themselves is in no cache of the processor.
  *
  * What may change is where an address is mapped, and what is translated: whatever flushes a TLB or throws a block away
  * begins a new generation, and sites of an older one do not count. The stop signal does so too, so that a guest that is
@@ -24,7 +26,10 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define SITES (1u << 18) /* more are not kept; all are free again when the emulator throws all blocks away */
+/* More are not kept; all are free again when the emulator throws all blocks away. */
+#define SITES (1u << 18)
+#define OTHERS (1u << 15)
+#define SIZE (SITES * sizeof(struct site) + OTHERS * sizeof(struct others))
 
 /* The translator's language, as far as it is spoken here. A value is named by where it is in the translator's state. */
 enum { SET_LABEL = 1, LOAD_64 = 73, STORE_64 = 77, OR_64 = 88, XOR_64 = 89, JUMP_TO = 132 };
@@ -219,7 +224,7 @@ static struct site *new_site(struct xpy_engine *e)
 {
     if (e->sites_of_flush != *e->flush_count) {
         e->sites_of_flush = *e->flush_count;
-        e->sites_used = 0;
+        e->sites_used = e->others_used = 0;
     }
     if (e->sites_used == SITES)
         return NULL;
@@ -242,7 +247,7 @@ void tcg_gen_lookup_and_goto_ptr_x86_64(void *tcg)
     uint8_t *ask = emulators.label(tcg);
     void *here = number(tcg, site), *of_engine = number(tcg, e);
     void *differs = load(tcg, value(tcg, *(uintptr_t *)((char *)tcg + AT_NAME_OF_CPU)), offsetof(struct cpu_state, eip));
-    combine(tcg, XOR_64, differs, load(tcg, here, offsetof(struct site, pc)));
+    combine(tcg, XOR_64, differs, load(tcg, here, offsetof(struct site, last.pc)));
     void *age = load(tcg, of_engine, offsetof(struct xpy_engine, generations) + e->mode * sizeof *e->generations);
     combine(tcg, XOR_64, age, load(tcg, here, offsetof(struct site, generation)));
     combine(tcg, OR_64, differs, age);
@@ -255,7 +260,7 @@ void tcg_gen_lookup_and_goto_ptr_x86_64(void *tcg)
     emulators.release(tcg, here);
 
     here = number(tcg, site); /* values do not outlive a branch */
-    void *code = load(tcg, here, offsetof(struct site, code));
+    void *code = load(tcg, here, offsetof(struct site, last.code));
     emulators.one(tcg, JUMP_TO, code);
     emulators.release(tcg, code);
     emulators.release(tcg, here);
@@ -270,17 +275,50 @@ void tcg_gen_lookup_and_goto_ptr_x86_64(void *tcg)
     emulators.ask(tcg);
 }
 
+/* ---- where jumps went ---- */
+
+static struct others *new_others(struct xpy_engine *e)
+{
+    if (e->others_used == OTHERS)
+        return NULL;
+    struct others *others = &e->others[e->others_used++];
+    others->count = others->next = 0;
+    return others;
+}
+
+/* The jump goes to that block, which its site does not know. It is remembered for 64-bit code, whose segments have no base;
+ * in kernel mode only for the upper half, so that what happens to the addresses of processes does not matter there. */
+void xpy_set_site(struct xpy_engine *e, struct site *site, const struct block *b)
+{
+    uint64_t generation = e->generations[e->mode];
+
+    if (b->cs_base || !(b->flags & HF_CS64) || (!e->mode && !(b->pc >> 63)))
+        return;
+    if (site->generation == generation) {
+        struct others *o = site->others ? site->others : (site->others = new_others(e));
+        uint32_t most = sizeof o->targets / sizeof *o->targets;
+        if (o)
+            o->targets[o->count < most ? o->count++ : o->next++ % most] = site->last;
+    } else if (site->others) {
+        site->others->count = 0;
+    }
+    site->last = (struct target){b->pc, b->code};
+    site->generation = generation;
+    e->sites_set++;
+}
+
 /* ---- opening ---- */
 
 /* Sites from the next block on that is translated. */
 bool xpy_open_sites(struct xpy_engine *e)
 {
-    void *p = mmap(NULL, SITES * sizeof *e->sites, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *p = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
     if (p == MAP_FAILED)
         return false;
     e->generations[0] = e->generations[1] = 1;
     e->sites = p;
+    e->others = (struct others *)(e->sites + SITES);
     e->sites_of_flush = *e->flush_count;
     return true;
 }
@@ -288,6 +326,6 @@ bool xpy_open_sites(struct xpy_engine *e)
 void xpy_close_sites(struct xpy_engine *e)
 {
     if (e->sites)
-        munmap(e->sites, SITES * sizeof *e->sites);
+        munmap(e->sites, SIZE);
     e->sites = NULL;
 }
