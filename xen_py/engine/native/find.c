@@ -351,7 +351,7 @@ static bool prove_sites(struct xpy_engine *e, char *mem)
         xpy_run(e);
         good = e->r.kind == (step == 2 ? XPY_KICKED : XPY_SYSCALL) && e->r.gpr[7] == (step == 3 ? 0x400000 : 0) &&
                e->sites_used && (step != 2 || e->r.gpr[1] == 99);
-        good &= e->sites->last.pc == 0x400000 && e->sites_set - sets == (known ? 0 : 1);
+        good &= e->sites->next.pc == 0x400000 && e->sites_set - sets == (known ? 0 : 1);
         sets = e->sites_set;
     }
     memset(&e->paths, 0, sizeof e->paths);

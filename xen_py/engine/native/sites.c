@@ -247,7 +247,7 @@ void tcg_gen_lookup_and_goto_ptr_x86_64(void *tcg)
     uint8_t *ask = emulators.label(tcg);
     void *here = number(tcg, site), *of_engine = number(tcg, e);
     void *differs = load(tcg, value(tcg, *(uintptr_t *)((char *)tcg + AT_NAME_OF_CPU)), offsetof(struct cpu_state, eip));
-    combine(tcg, XOR_64, differs, load(tcg, here, offsetof(struct site, last.pc)));
+    combine(tcg, XOR_64, differs, load(tcg, here, offsetof(struct site, next.pc)));
     void *age = load(tcg, of_engine, offsetof(struct xpy_engine, generations) + e->mode * sizeof *e->generations);
     combine(tcg, XOR_64, age, load(tcg, here, offsetof(struct site, generation)));
     combine(tcg, OR_64, differs, age);
@@ -260,7 +260,7 @@ void tcg_gen_lookup_and_goto_ptr_x86_64(void *tcg)
     emulators.release(tcg, here);
 
     here = number(tcg, site); /* values do not outlive a branch */
-    void *code = load(tcg, here, offsetof(struct site, last.code));
+    void *code = load(tcg, here, offsetof(struct site, next.code));
     emulators.one(tcg, JUMP_TO, code);
     emulators.release(tcg, code);
     emulators.release(tcg, here);
@@ -282,8 +282,18 @@ static struct others *new_others(struct xpy_engine *e)
     if (e->others_used == OTHERS)
         return NULL;
     struct others *others = &e->others[e->others_used++];
-    others->count = others->next = 0;
+    others->count = 0;
+    others->learning = false;
     return others;
+}
+
+static uint32_t add_target(struct others *o, struct target target)
+{
+    uint32_t n = o->count < MOST_TARGETS ? o->count++ : o->replaced++ % MOST_TARGETS;
+
+    o->targets[n] = target;
+    o->follower[n] = MOST_TARGETS;
+    return n;
 }
 
 /* The jump goes to that block, which its site does not know. It is remembered for 64-bit code, whose segments have no base;
@@ -291,20 +301,25 @@ static struct others *new_others(struct xpy_engine *e)
 void xpy_set_site(struct xpy_engine *e, struct site *site, const struct block *b)
 {
     uint64_t generation = e->generations[e->mode];
+    struct target target = {b->pc, b->code};
 
     if (b->cs_base || !(b->flags & HF_CS64) || (!e->mode && !(b->pc >> 63)))
         return;
+    e->sites_set++;
     if (site->generation == generation) {
         struct others *o = site->others ? site->others : (site->others = new_others(e));
-        uint32_t most = sizeof o->targets / sizeof *o->targets;
-        if (o)
-            o->targets[o->count < most ? o->count++ : o->next++ % most] = site->last;
+        if (o) {
+            if (!o->count)
+                o->asked = (uint8_t)add_target(o, site->next);
+            xpy_expect_next(e, site, add_target(o, target));
+            return;
+        }
     } else if (site->others) {
         site->others->count = 0;
+        site->others->learning = false;
     }
-    site->last = (struct target){b->pc, b->code};
+    site->next = target;
     site->generation = generation;
-    e->sites_set++;
 }
 
 /* ---- opening ---- */
@@ -316,6 +331,7 @@ bool xpy_open_sites(struct xpy_engine *e)
 
     if (p == MAP_FAILED)
         return false;
+    madvise(p, SIZE, MADV_HUGEPAGE); /* every jump looks into it */
     e->generations[0] = e->generations[1] = 1;
     e->sites = p;
     e->others = (struct others *)(e->sites + SITES);
