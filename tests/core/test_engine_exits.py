@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 from array import array
 from contextlib import closing
@@ -364,6 +365,46 @@ def test_calls_reach_what_is_mapped_now(machine: Machine) -> None:
     remap(machine, FREE + 3, FREE + 1, RW_FLAGS & ~NX)
     for turn in range(6):
         assert call(machine, FREE + 2 + turn % 2, 1 + turn) == 1
+
+
+def walk(machine: Machine, path: list[int], words: list[int]) -> tuple[int, int]:
+    """One jump of the guest's goes to the blocks of `path` in turn, each of which has a word; what comes of the words."""
+    end = len(words)
+    blocks = b"".join(
+        # rol $5,%rbx ; add $word,%rbx ; jmp *%rbp
+        (b"\x48\xc1\xc3\x05\x48\x83\xc3" + bytes([word]) + b"\xff\xe5").ljust(32)
+        for word in words
+    )
+    machine.put(FREE, blocks + SYSCALL)
+    machine.domain.space.written_from_outside(FREE)
+    machine.put(FREE + 1, b"".join(VA(FREE, 32 * n).to_bytes(8, "little") for n in (*path, end)))
+    machine.regs[R.RBX], machine.regs[R.RSI], machine.regs[R.RBP] = 0, VA(FREE + 1), VA(CODE)
+    run_at(machine, VA(CODE))
+    expected = 0
+    for n in path:
+        expected = (((expected << 5 | expected >> 59) & (1 << 64) - 1) + words[n]) & (1 << 64) - 1
+    return machine.regs[R.RBX], expected
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_jump_that_goes_to_many_places(machine: Machine, seed: int) -> None:
+    """Where it goes is expected from where it went (engine/native/sites.c): in circles, at random, and after changes."""
+    draw = random.Random(seed)
+    machine.set_code(b"\x48\xad\xff\xe0")  # lodsq ; jmp *%rax
+    remap(machine, FREE, FREE, RW_FLAGS & ~NX)
+    words = [draw.randrange(128) for _ in range(draw.choice((2, 3, 7, 8, 12)))]
+    for _ in range(12):
+        path: list[int] = []
+        while len(path) < 200:
+            circle = [draw.randrange(len(words)) for _ in range(draw.choice((1, 2, 3, 4, 9)))]
+            path += circle * draw.randrange(1, 30)
+        found, expected = walk(machine, path[:500], words)
+        assert found == expected
+        change = draw.randrange(3)
+        if change == 1:
+            machine.domain.engine.flush_tlb()
+        elif change == 2:
+            words[draw.randrange(len(words))] = draw.randrange(128)
 
 
 def test_calls_reach_what_has_just_been_written(machine: Machine) -> None:

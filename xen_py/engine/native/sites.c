@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Where each indirect jump went, kept beside the jump.
+ * Where each indirect jump is expected to go, kept beside the jump.
  *
  * A kernel makes an indirect jump every few dozen instructions: each return is one, and so is each call to another page.
  * Asking a function for each (look.c) takes a quarter of a guest's time, most of it for the caches that the question
  * goes through. So the translator is made to put a comparison before the question: each such place in translated code
- * has a site, which says where it went last; if it goes there again, and nothing has changed since, it jumps at once. If it
- * does not, the function looks among the other places where the jump has been before it looks among all blocks: for a return
- * to one of the callers this takes half the time, as what is known of the blocks themselves is in no cache of the processor.
+ * has a site, which says where it is expected to go; if it goes there, and nothing has changed since, it jumps at once. That
+ * is where it has always gone, or where it went next when it was at the same place before. If it goes elsewhere, the
+ * function looks among the site's other targets before it looks among all blocks, which are in no cache of the processor.
  *
  * What may change is where an address is mapped, and what is translated: whatever flushes a TLB or throws a block away
  * begins a new generation, and sites of an older one do not count. The stop signal does so too, so that a guest that is
