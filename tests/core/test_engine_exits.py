@@ -368,7 +368,7 @@ def test_calls_reach_what_is_mapped_now(machine: Machine) -> None:
 
 
 def walk(machine: Machine, path: list[int], words: list[int]) -> tuple[int, int]:
-    """One jump of the guest's goes to the blocks of `path` in turn, each of which has a word; what comes of the words."""
+    """One jump of the guest's goes to the blocks of `path` in turn, each of which has a word; what comes of these."""
     end = len(words)
     blocks = b"".join(
         # rol $5,%rbx ; add $word,%rbx ; jmp *%rbp
@@ -388,7 +388,7 @@ def walk(machine: Machine, path: list[int], words: list[int]) -> tuple[int, int]
 
 @pytest.mark.parametrize("seed", range(40))
 def test_a_jump_that_goes_to_many_places(machine: Machine, seed: int) -> None:
-    """Where it goes is expected from where it went (engine/native/sites.c): in circles, at random, and after changes."""
+    """Where it goes is expected from where it went (engine/native/sites.c): in circles, at random, over changes."""
     draw = random.Random(seed)
     machine.set_code(b"\x48\xad\xff\xe0")  # lodsq ; jmp *%rax
     remap(machine, FREE, FREE, RW_FLAGS & ~NX)

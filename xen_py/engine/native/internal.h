@@ -309,7 +309,6 @@ struct target {
 
 #define MOST_TARGETS 7
 #define NOWHERE (1ull << 63) /* no address */
-
 #define LEARN_EVERY 16
 
 struct others { /* of a jump that goes to several places: all of them, since the site's generation began */
