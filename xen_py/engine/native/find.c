@@ -6,7 +6,7 @@
  * emulator use each and looks at what happens. Runs once, when an engine is opened; needs neither files nor /proc.
  */
 #define _GNU_SOURCE
-#include "internal.h"
+#include "sites.h"
 
 #include <dlfcn.h>
 #include <elf.h>

@@ -15,7 +15,7 @@
  * (Unicorn was there already), events come by signals. All of it is the domain's thread's.
  */
 #define _GNU_SOURCE
-#include "internal.h"
+#include "sites.h"
 
 #include <errno.h>
 #include <string.h>

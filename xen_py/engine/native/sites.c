@@ -21,7 +21,7 @@
  * are counted for all.
  */
 #define _GNU_SOURCE
-#include "internal.h"
+#include "sites.h"
 
 #include <string.h>
 #include <sys/mman.h>
