@@ -7,10 +7,12 @@ import signal
 
 
 def pytest_configure() -> None:
-    """Let Ctrl-C work in what the tests start, also when they run in the background of a script.
+    """Let signals work in what the tests start, also when they run in the background of a script or under nohup.
 
-    A shell without job control starts background commands with SIGINT ignored, and that is inherited through exec;
-    Python then installs no handler of its own.
+    A shell without job control starts background commands with SIGINT and SIGQUIT ignored, nohup its own with SIGHUP,
+    and that is inherited through exec; Python then installs no handler of its own.
     """
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            default = signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, default)
