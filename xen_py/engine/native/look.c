@@ -7,7 +7,7 @@
  * guest runs, whoever rings its inbox leaves it at that (`awake`, link.c), and the guest looks: translated code asks a
  * function of the emulator where each indirect jump goes, and that function is ours. Every return is such a jump, and
  * every jump to another page. There the registers are all in their place; an event is delivered as after a hypercall.
- * Jumps that go where they went last do not come here (sites.c), unless there is something to look at.
+ * Jumps that go where they are expected to do not come here (sites.c), unless there is something to look at.
  * A guest that goes round without any such jump is stopped by the watcher, a millisecond or two later.
  *
  * The function is put before the emulator's own by its name, as the dynamic linker does for any function of a library
@@ -71,15 +71,13 @@ __attribute__((noinline)) static void *look_further(struct xpy_engine *e, struct
         e->jumps_of_flush = *e->flush_count;
     } else if (!base && goes_there(e, *kept, pc)) {
         *known = *kept;
-        if (site)
-            xpy_set_site(e, site, *kept);
+        xpy_set_site(e, site, *kept);
         return (*kept)->code;
     }
     void *code = emulators_own(e->cpu);
     if (is_for_here(e->cpu, *known, pc, base)) {
         *kept = *known;
-        if (site)
-            xpy_set_site(e, site, *known);
+        xpy_set_site(e, site, *known);
     }
     return code;
 }
@@ -118,8 +116,7 @@ void *helper_lookup_tb_ptr_x86_64(struct cpu_state *cpu)
     uint64_t base = cpu->segs[XPY_CS].base, pc = cpu->eip + base;
     struct block *b = *xpy_known_jump(cpu, pc);
     if (is_for_here(cpu, b, pc, base)) {
-        if (site)
-            xpy_set_site(e, site, b);
+        xpy_set_site(e, site, b);
         return b->code;
     }
     return look_further(e, site);

@@ -283,7 +283,6 @@ static struct others *new_others(struct xpy_engine *e)
         return NULL;
     struct others *others = &e->others[e->others_used++];
     others->count = 0;
-    others->learning = false;
     return others;
 }
 
@@ -296,27 +295,29 @@ static uint32_t add_target(struct others *o, struct target target)
     return n;
 }
 
-/* The jump goes to that block, which its site does not know. It is remembered for 64-bit code, whose segments have no base;
- * in kernel mode only for the upper half, so that what happens to the addresses of processes does not matter there. */
+/* The jump goes to that block, which its site, if it has one, does not know. It is remembered for 64-bit code, whose
+ * segments have no base; in kernel mode only for the upper half, so that what happens to the addresses of processes does not
+ * matter there. */
 void xpy_set_site(struct xpy_engine *e, struct site *site, const struct block *b)
 {
     uint64_t generation = e->generations[e->mode];
     struct target target = {b->pc, b->code};
 
-    if (b->cs_base || !(b->flags & HF_CS64) || (!e->mode && !(b->pc >> 63)))
+    if (!site || b->cs_base || !(b->flags & HF_CS64) || (!e->mode && !(b->pc >> 63)))
         return;
     e->sites_set++;
     if (site->generation == generation) {
         struct others *o = site->others ? site->others : (site->others = new_others(e));
         if (o) {
-            if (!o->count)
+            if (!o->count) {
                 o->asked = (uint8_t)add_target(o, site->next);
+                o->learning = false;
+            }
             xpy_expect_next(e, site, add_target(o, target));
             return;
         }
     } else if (site->others) {
-        site->others->count = 0;
-        site->others->learning = false;
+        site->others->count = 0; /* of an older generation */
     }
     site->next = target;
     site->generation = generation;
